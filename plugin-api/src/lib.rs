@@ -1,0 +1,7 @@
+//! The stable interface between kvd and its storage engines.
+
+mod backend;
+mod types;
+
+pub use backend::{Backend, Feed, Flow, Mark, Op, OpenContext, Range, View};
+pub use types::{Caps, Error, ErrorKind, Limits, OptionKind, OptionSpec, Options, Result};
