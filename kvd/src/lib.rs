@@ -1,1 +1,6 @@
-//! kvd.
+//! kvd: a distributed key-value server that speaks the Redis protocol, replicated by Raft.
+
+pub mod clock;
+pub mod doors;
+pub mod raft;
+pub mod resp;

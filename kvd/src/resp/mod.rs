@@ -1,0 +1,8 @@
+//! placeholder
+/// placeholder
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Reply {
+    /// x
+    #[default]
+    Ok,
+}
