@@ -2,5 +2,7 @@
 
 pub mod clock;
 pub mod doors;
+pub mod keyspace;
 pub mod raft;
 pub mod resp;
+pub mod storage;
