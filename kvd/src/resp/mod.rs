@@ -1,8 +1,3 @@
 //! placeholder
-/// placeholder
-#[derive(Debug, Clone, PartialEq, Default)]
-pub enum Reply {
-    /// x
-    #[default]
-    Ok,
-}
+pub mod reply;
+pub use reply::Reply;
