@@ -4,6 +4,6 @@ mod backend;
 mod gen_dir;
 mod types;
 
-pub use backend::{Backend, Feed, Flow, Mark, Op, OpenContext, Range, View};
+pub use backend::{Backend, Feed, Flow, Mark, NoView, Op, OpenContext, Range, View};
 pub use gen_dir::{GenDir, Generation};
 pub use types::{Caps, Error, ErrorKind, Limits, OptionKind, OptionSpec, Options, Result};
