@@ -195,11 +195,6 @@ impl State {
         self.table.len().map_err(from_redb)
     }
 
-    /// The number of levels of the tree, and how its bytes are used.
-    pub(crate) fn stats(&self) -> Result<redb::TableStats> {
-        self.table.stats().map_err(from_redb)
-    }
-
     /// All entries in order, as a feed for another store.
     pub(crate) fn feed(&self) -> Result<impl Feed + use<>> {
         Ok(StateFeed {

@@ -18,7 +18,7 @@ use kvd_plugin_api::{
 };
 use sled::Mode;
 
-use crate::store::{Files, Settings, Store};
+use crate::store::{Files, KEY_BYTES_MAX, Settings, Store, VALUE_BYTES_MAX};
 
 const FORMAT: &str = "kvd-sled 1";
 
@@ -129,7 +129,11 @@ impl Backend for SledBackend {
     const NAME: &'static str = "sled";
     const VERSION: &'static str = "0.34.7";
     const CAPS: Caps = Caps::DURABLE.with(Caps::FAST_READ).with(Caps::COMPACT);
-    const LIMITS: Limits = Limits::UNBOUNDED;
+    const LIMITS: Limits = Limits {
+        key_bytes_max: KEY_BYTES_MAX,
+        value_bytes_max: VALUE_BYTES_MAX,
+        batch_bytes_max: u64::MAX,
+    };
     const OPTIONS: &'static [OptionSpec] = &[
         OptionSpec {
             name: "cache_capacity",

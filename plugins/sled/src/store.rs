@@ -19,6 +19,10 @@ const USER: u8 = 1;
 /// Above every key of the host.
 const USER_END: &[u8] = &[USER + 1];
 
+/// sled names no limits: these are the largest sizes that were tried.
+pub(crate) const KEY_BYTES_MAX: u64 = 64 << 20;
+pub(crate) const VALUE_BYTES_MAX: u64 = 512 << 20;
+
 /// How much of a feed goes into one batch.
 const FILL_BYTES: usize = 1 << 20;
 
@@ -149,6 +153,11 @@ impl Store {
 
     /// Applies `batch` as one of sled's; writes `mark` where one is given.
     pub(crate) fn write(&self, batch: &[Op<'_>], mark: Option<&Mark>) -> Result<()> {
+        for op in batch {
+            if let Op::Put(key, value) = op {
+                check_size(key, value)?;
+            }
+        }
         let mut changes = if batch.iter().any(|op| matches!(op, Op::DeleteRange(..))) {
             self.expand(batch)?
         } else {
@@ -206,10 +215,15 @@ impl Store {
             let mut changes = Batch::default();
             let mut bytes = 0;
             while more && bytes < FILL_BYTES {
+                let mut checked = Ok(());
                 more = feed.next(&mut |key, value| {
                     bytes += key.len() + value.len();
-                    changes.insert(user_key(key), value);
+                    checked = check_size(key, value);
+                    if checked.is_ok() {
+                        changes.insert(user_key(key), value);
+                    }
                 })?;
+                checked?;
             }
             if !more {
                 put_mark(&mut changes, mark);
@@ -300,6 +314,19 @@ impl Files {
         }
         Ok(has_new)
     }
+}
+
+fn check_size(key: &[u8], value: &[u8]) -> Result<()> {
+    for (what, found, max) in [
+        ("key", key.len(), KEY_BYTES_MAX),
+        ("value", value.len(), VALUE_BYTES_MAX),
+    ] {
+        if found as u64 > max {
+            let message = format!("{what} of {found} bytes, at most {max} are possible");
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+    }
+    Ok(())
 }
 
 fn user_key(key: &[u8]) -> Vec<u8> {

@@ -267,6 +267,22 @@ fn large_values_and_batches_survive() {
 }
 
 #[test]
+fn too_large_key_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path()).unwrap();
+    let key = vec![0; (64 << 20) + 1];
+    let ops = [Op::Put(b"first", b"x"), Op::Put(&key, b"")];
+    assert_eq!(
+        backend.write(&ops, &mark(1)).unwrap_err().kind(),
+        ErrorKind::TooLarge
+    );
+    assert_eq!(
+        (backend.mark().unwrap(), Model::of(&backend)),
+        (mark(0), Model::default())
+    );
+}
+
+#[test]
 fn scan_meets_whole_batches_only() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path()).unwrap();
