@@ -73,10 +73,11 @@ pub(crate) fn batch(index: u64) -> Vec<Change> {
     for _ in 0..1 + random.below(30) {
         changes.push(match random.below(20) {
             0..14 => {
-                let length = if random.below(50) == 0 {
-                    9000
-                } else {
-                    random.below(200)
+                // A few that engines treat specially: more than a page, more than a segment's part.
+                let length = match random.below(400) {
+                    0 => 200_000,
+                    1..8 => 9_000,
+                    short => short / 2,
                 };
                 let mut value = format!("value of batch {index} ").into_bytes();
                 value.resize(value.len() + length as usize, b'.');

@@ -283,6 +283,8 @@ struct Disk(Arc<Mutex<DiskState>>);
 struct DiskState {
     image: Vec<u8>,
     requests: Vec<Request>,
+    /// Whether it takes nothing more.
+    is_full: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -314,7 +316,7 @@ impl Disk {
     fn with_image(image: Vec<u8>) -> Self {
         Disk(Arc::new(Mutex::new(DiskState {
             image,
-            requests: Vec::new(),
+            ..DiskState::default()
         })))
     }
 
@@ -349,6 +351,9 @@ impl StorageBackend for Disk {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        if self.0.lock().unwrap().is_full {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
         self.request(Request::Write(offset, data.to_vec()));
         Ok(())
     }
@@ -360,6 +365,26 @@ fn store(disk: &Disk) -> Arc<Store> {
         .create_with_backend(disk.clone())
         .unwrap();
     Arc::new(Store::with_database(db, Path::new("memory")).unwrap())
+}
+
+#[test]
+fn failed_sync_is_not_followed_by_a_successful_one() {
+    let disk = Disk::default();
+    let running = store(&disk);
+    let put = |key: &[u8], index: u64| running.write(&[Op::Put(key, b"x")], Some(&mark(index)));
+    put(b"first", 1).unwrap();
+    running.sync().unwrap();
+    put(b"second", 2).unwrap();
+    disk.0.lock().unwrap().is_full = true;
+    assert_eq!(running.sync().unwrap_err().kind(), ErrorKind::NoSpace);
+    disk.0.lock().unwrap().is_full = false;
+    assert!(running.sync().is_err());
+    assert!(put(b"third", 3).is_err());
+    drop(running);
+    let image = disk.0.lock().unwrap().image.clone();
+    let state = store(&Disk::with_image(image)).read().unwrap();
+    assert_eq!(state.mark(), &mark(1));
+    assert!(get(&state, b"first").is_some() && get(&state, b"second").is_none());
 }
 
 /// What a disk holds after losing power once it had taken `requests`: all up to the last sync,

@@ -193,14 +193,20 @@ impl Backend for SledBackend {
     fn write(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
         let mut slot = self.writer();
         let writer = slot.as_mut().ok_or_else(closed)?;
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        let current = current.as_mut().ok_or_else(closed)?;
+        let mut seen = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let current = seen.as_mut().ok_or_else(closed)?;
         let new_mark = (current.mark != *mark).then_some(mark);
         if batch.is_empty() && new_mark.is_none() {
             return Ok(());
         }
+        let changes = current.store.prepare(batch, new_mark)?;
         writer.is_dirty = true;
-        current.store.write(batch, new_mark)?;
+        if let Err(error) = current.store.apply(changes) {
+            // sled may have applied a part of it in memory, which nobody must see.
+            *seen = None;
+            *slot = None;
+            return Err(error);
+        }
         if let Some(mark) = new_mark {
             current.mark = mark.clone();
         }
@@ -213,11 +219,16 @@ impl Backend for SledBackend {
         // Reads go on: only writes take the other lock for themselves, and they wait at this one.
         let current = self.current();
         let current = current.as_ref().ok_or_else(closed)?;
+        let mark = current.mark.clone();
         if writer.is_dirty {
-            current.store.sync(&mut writer.files)?;
+            if let Err(error) = current.store.sync(&mut writer.files) {
+                // The kernel reports a failed write once: a second sync would seem to succeed.
+                *slot = None;
+                return Err(error);
+            }
             writer.is_dirty = false;
         }
-        Ok(current.mark.clone())
+        Ok(mark)
     }
 
     fn view(&self) -> Result<Self::View> {

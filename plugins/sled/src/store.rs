@@ -151,8 +151,8 @@ impl Store {
         Ok(())
     }
 
-    /// Applies `batch` as one of sled's; writes `mark` where one is given.
-    pub(crate) fn write(&self, batch: &[Op<'_>], mark: Option<&Mark>) -> Result<()> {
+    /// What `batch` comes to as one of sled's, with `mark` where one is given.
+    pub(crate) fn prepare(&self, batch: &[Op<'_>], mark: Option<&Mark>) -> Result<Batch> {
         for op in batch {
             if let Op::Put(key, value) = op {
                 check_size(key, value)?;
@@ -174,6 +174,11 @@ impl Store {
         if let Some(mark) = mark {
             put_mark(&mut changes, mark);
         }
+        Ok(changes)
+    }
+
+    /// Applies what [`prepare`](Self::prepare) made; nothing may be written in between.
+    pub(crate) fn apply(&self, changes: Batch) -> Result<()> {
         self.tree.apply_batch(changes).map_err(from_sled)
     }
 
