@@ -2,6 +2,7 @@
 
 mod backend;
 mod gen_dir;
+mod options;
 mod types;
 
 pub use backend::{Backend, Feed, Flow, Mark, NoView, Op, OpenContext, Range, View};

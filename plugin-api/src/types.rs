@@ -220,20 +220,3 @@ pub struct OptionSpec {
 pub struct Options {
     pub(crate) values: BTreeMap<String, String>,
 }
-
-impl Options {
-    /// The value of the option `name`, in bytes; 256 MiB where it is not set.
-    pub fn size(&self, name: &str) -> u64 {
-        self.values.get(name).and_then(|value| value.parse().ok()).unwrap_or(256 << 20)
-    }
-
-    /// The text of the option `name`; empty where it is not set.
-    pub fn str(&self, name: &str) -> &str {
-        self.values.get(name).map_or("", String::as_str)
-    }
-
-    /// Whether the option `name` is switched on.
-    pub fn bool(&self, name: &str) -> bool {
-        self.values.get(name).is_some_and(|value| value == "yes")
-    }
-}
