@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use kvd_plugin_api::{Backend, ErrorKind, Feed, Mark, Op, Result, View};
+use kvd_plugin_api::{Backend, ErrorKind, Feed, Mark, Op, OpenContext, Options, Result, View};
 use redb::{Builder, StorageBackend};
 
 use self::kill_loop::{Model, ModelFeed, Random, mark, write};
@@ -509,4 +509,29 @@ fn new_directory_has_the_default_mark() {
     assert_eq!(backend.mark().unwrap(), Mark::default());
     assert_eq!(backend.sync().unwrap(), Mark::default());
     assert_eq!(Model::of(&backend), Model::default());
+}
+
+#[test]
+fn options_are_checked_when_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |given: &[(&'static str, &'static str)]| {
+        let options = Options::parse(RedbBackend::OPTIONS, given.iter().copied())?;
+        RedbBackend::open(&OpenContext {
+            dir: dir.path(),
+            options: &options,
+        })
+    };
+    drop(open(&[]).unwrap());
+    drop(open(&[("cache_size", "8MiB"), ("check_on_open", "yes")]).unwrap());
+    for wrong in [
+        ("cache_size", "1KiB"),
+        ("cache_size", "much"),
+        ("cache", "1GiB"),
+    ] {
+        assert_eq!(
+            open(&[wrong]).err().unwrap().kind(),
+            ErrorKind::InvalidOption,
+            "{wrong:?}"
+        );
+    }
 }

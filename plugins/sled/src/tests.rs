@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use kvd_plugin_api::{Backend, ErrorKind, Feed, Flow, Mark, Op, Range, Result};
+use kvd_plugin_api::{
+    Backend, ErrorKind, Feed, Flow, Mark, Op, OpenContext, Options, Range, Result,
+};
 use sled::Mode;
 
 use self::kill_loop::{Model, ModelFeed, mark, write};
@@ -326,4 +328,29 @@ fn new_directory_has_the_default_mark() {
     assert_eq!(backend.mark().unwrap(), Mark::default());
     assert_eq!(backend.sync().unwrap(), Mark::default());
     assert_eq!(backend.view().err().unwrap().kind(), ErrorKind::Unsupported);
+}
+
+#[test]
+fn options_are_checked_when_opening() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |given: &[(&'static str, &'static str)]| {
+        let options = Options::parse(SledBackend::OPTIONS, given.iter().copied())?;
+        SledBackend::open(&OpenContext {
+            dir: dir.path(),
+            options: &options,
+        })
+    };
+    drop(open(&[]).unwrap());
+    drop(open(&[("cache_capacity", "8MiB"), ("mode", "high-throughput")]).unwrap());
+    for wrong in [
+        ("cache_capacity", "1KiB"),
+        ("mode", "fast"),
+        ("cache", "1GiB"),
+    ] {
+        assert_eq!(
+            open(&[wrong]).err().unwrap().kind(),
+            ErrorKind::InvalidOption,
+            "{wrong:?}"
+        );
+    }
 }
