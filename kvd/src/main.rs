@@ -1,2 +1,2 @@
 //! kvd.
-fn main(){}
+fn main() {}

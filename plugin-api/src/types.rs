@@ -80,12 +80,18 @@ pub struct Error {
 impl Error {
     /// An error of `kind` with a message: lower case, no full stop.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Error { kind, message: message.into() }
+        Error {
+            kind,
+            message: message.into(),
+        }
     }
 
     /// `Unsupported`, naming the call.
     pub fn unsupported(call: &str) -> Self {
-        Error::new(ErrorKind::Unsupported, format!("{call} is not supported by this engine"))
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("{call} is not supported by this engine"),
+        )
     }
 
     /// What the host decides by.
@@ -180,8 +186,11 @@ pub struct Limits {
 
 impl Limits {
     /// No limit of the engine's own.
-    pub const UNBOUNDED: Limits =
-        Limits { key_bytes_max: u64::MAX, value_bytes_max: u64::MAX, batch_bytes_max: u64::MAX };
+    pub const UNBOUNDED: Limits = Limits {
+        key_bytes_max: u64::MAX,
+        value_bytes_max: u64::MAX,
+        batch_bytes_max: u64::MAX,
+    };
 }
 
 /// What an option's value looks like.

@@ -1,0 +1,256 @@
+//! The doors between a node and the world: network, worker threads, wall clock, randomness, tasks.
+//!
+//! A node is built from these and holds no global state, so a test can hand it a simulated world.
+//! Monotonic time is `tokio::time::Instant`, which a paused runtime controls.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A future of the doors, boxed so that they stay object-safe.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Both directions of one connection.
+pub trait Io: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Io for T {}
+
+/// One connection, whatever carries it.
+pub type Stream = Box<dyn Io>;
+
+/// Opens and accepts connections.
+pub trait Net: Send + Sync {
+    /// Listens on `addr`, `host:port`; port 0 picks a free one.
+    fn bind<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>>;
+
+    /// Connects to `addr`, `host:port`; Nagle's delay is off.
+    fn connect<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, io::Result<Stream>>;
+}
+
+/// A bound address.
+pub trait Listener: Send {
+    /// The next connection with its peer's address as text.
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Stream, String)>>;
+
+    /// The address that was bound, with its real port.
+    fn local_addr(&self) -> String;
+}
+
+/// Starts the workers that may block: log writes, apply, snapshots.
+pub trait Workers: Send + Sync {
+    /// Calls `run` once after each wake-up, in a thread of its own; wake-ups that come while it
+    /// runs are joined into one more call. `run` returning `false` ends the worker.
+    fn start(&self, name: &'static str, run: Box<dyn FnMut() -> bool + Send>) -> Arc<dyn Wake>;
+}
+
+/// Wakes one worker.
+pub trait Wake: Send + Sync {
+    /// Makes the worker run (once more) soon. Never blocks.
+    fn wake(&self);
+}
+
+/// The wall clock. Only a leader stamps entries with it, through a guard against jumps.
+pub trait Clock: Send + Sync {
+    /// Milliseconds since the Unix epoch, as far as this machine knows.
+    fn wall_ms(&self) -> u64;
+}
+
+/// All doors of one node.
+#[derive(Clone)]
+pub struct Doors {
+    /// Connections.
+    pub net: Arc<dyn Net>,
+    /// Blocking work.
+    pub workers: Arc<dyn Workers>,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub random: Random,
+}
+
+/// The one source of randomness of a node.
+#[derive(Clone)]
+pub struct Random(Arc<Mutex<StdRng>>);
+
+impl Random {
+    /// A source that always gives the same numbers for the same seed.
+    pub fn from_seed(seed: u64) -> Self {
+        Random(Arc::new(Mutex::new(StdRng::seed_from_u64(seed))))
+    }
+
+    /// A source seeded by the operating system.
+    pub fn from_os() -> Self {
+        Self::from_seed(rand::random())
+    }
+
+    /// The next number.
+    pub fn next(&self) -> u64 {
+        self.0
+            .lock()
+            .expect("the generator cannot panic")
+            .next_u64()
+    }
+}
+
+/// What belongs to one node among the tasks of a runtime.
+pub struct NodeScope {
+    /// Where the node's randomness comes from.
+    pub random: Random,
+    /// Handles to end all tasks of the node, as a crash does; kept by simulated worlds only.
+    pub tasks: Option<Mutex<Vec<tokio::task::AbortHandle>>>,
+}
+
+tokio::task_local! {
+    static NODE: Arc<NodeScope>;
+}
+
+/// Runs `future` as a part of `node`: tasks it spawns belong to the node too.
+pub fn in_scope<F: Future>(node: Arc<NodeScope>, future: F) -> impl Future<Output = F::Output> {
+    NODE.scope(node, future)
+}
+
+/// Spawns a task that belongs to the same node as the one that calls.
+pub fn spawn<F>(future: F) -> tokio::task::JoinHandle<F::Output>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    match NODE.try_with(Clone::clone) {
+        Ok(node) => {
+            let handle = tokio::spawn(NODE.scope(node.clone(), future));
+            if let Some(tasks) = &node.tasks {
+                tasks
+                    .lock()
+                    .expect("no panic while held")
+                    .push(handle.abort_handle());
+            }
+            handle
+        }
+        Err(_) => tokio::spawn(future),
+    }
+}
+
+/// A generator of the node that calls, or one seeded by the operating system outside of any.
+pub(crate) fn scoped_rng() -> StdRng {
+    match NODE.try_with(|node| node.random.next()) {
+        Ok(seed) => StdRng::seed_from_u64(seed),
+        Err(_) => StdRng::seed_from_u64(rand::random()),
+    }
+}
+
+/// Jobs for one worker, in the order they were submitted.
+pub struct Queue<J> {
+    jobs: Mutex<VecDeque<J>>,
+}
+
+impl<J> Default for Queue<J> {
+    fn default() -> Self {
+        Queue {
+            jobs: Mutex::new(VecDeque::new()),
+        }
+    }
+}
+
+impl<J> Queue<J> {
+    /// Adds a job at the end.
+    pub fn push(&self, job: J) {
+        self.jobs
+            .lock()
+            .expect("no panic while held")
+            .push_back(job);
+    }
+
+    /// Takes all jobs that wait.
+    pub fn take_all(&self) -> VecDeque<J> {
+        std::mem::take(&mut *self.jobs.lock().expect("no panic while held"))
+    }
+}
+
+/// A worker with its queue.
+pub struct Worker<J> {
+    queue: Arc<Queue<J>>,
+    wake: Arc<dyn Wake>,
+}
+
+impl<J> Clone for Worker<J> {
+    fn clone(&self) -> Self {
+        Worker {
+            queue: self.queue.clone(),
+            wake: self.wake.clone(),
+        }
+    }
+}
+
+impl<J: Send + 'static> Worker<J> {
+    /// Starts a worker; `handle` gets all jobs that wait at once and returns whether to go on.
+    pub fn start(
+        workers: &dyn Workers,
+        name: &'static str,
+        mut handle: impl FnMut(VecDeque<J>) -> bool + Send + 'static,
+    ) -> Self {
+        let queue = Arc::new(Queue::default());
+        let jobs = queue.clone();
+        let wake = workers.start(name, Box::new(move || handle(jobs.take_all())));
+        Worker { queue, wake }
+    }
+
+    /// Hands over a job. Never blocks.
+    pub fn submit(&self, job: J) {
+        self.queue.push(job);
+        self.wake.wake();
+    }
+}
+
+/// The real world: operating system threads.
+pub struct Threads;
+
+struct ThreadWake {
+    pending: Mutex<bool>,
+    signal: Condvar,
+}
+
+impl Wake for ThreadWake {
+    fn wake(&self) {
+        let mut pending = self.pending.lock().expect("no panic while held");
+        if !*pending {
+            *pending = true;
+            self.signal.notify_one();
+        }
+    }
+}
+
+impl Workers for Threads {
+    fn start(&self, name: &'static str, mut run: Box<dyn FnMut() -> bool + Send>) -> Arc<dyn Wake> {
+        let wake = Arc::new(ThreadWake {
+            pending: Mutex::new(false),
+            signal: Condvar::new(),
+        });
+        let own = wake.clone();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the door behind which threads are started"
+        )]
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                loop {
+                    let mut pending = own.pending.lock().expect("no panic while held");
+                    while !*pending {
+                        pending = own.signal.wait(pending).expect("no panic while held");
+                    }
+                    *pending = false;
+                    drop(pending);
+                    if !run() {
+                        return;
+                    }
+                }
+            })
+            .expect("the operating system gives a thread at start");
+        wake
+    }
+}

@@ -1,0 +1,272 @@
+//! The order of engine keys.
+//!
+//! This layout is on disk and in snapshots: it never changes, it only grows by first bytes.
+//! Numbers in keys are big-endian, so that their order is the order of bytes.
+//!
+//! | first byte | then | value |
+//! | --- | --- | --- |
+//! | `0x01` meta | `0x00` | the [`State`](super::State) of the keyspace |
+//! | `0x01` meta | `0x01`, name | an entry of the node's own (see [`View::system`](super::View::system)) |
+//! | `0x10` record | epoch u32, slot u16, hash 48 bits, key | header and payload (see `record`) |
+//! | `0x20` expiry | epoch u32, expires at ms u64, slot u16, hash 48 bits, key | empty |
+//! | `0x30` element | epoch u32, slot u16, hash 48 bits, key length u32, key, version (index u64, ordinal u32, zero u32), element | of the type |
+//!
+//! The slot is Redis Cluster's: CRC-16/XMODEM of the key, or of its hash tag, modulo 16384.
+//! The hash is [`hash48`]. Together they are the place of a key, of 62 bits: a SCAN cursor.
+
+/// First byte of meta keys.
+pub const META: u8 = 0x01;
+/// First byte of records.
+pub const RECORD: u8 = 0x10;
+/// First byte of the expiry index.
+pub const EXPIRY: u8 = 0x20;
+/// First byte of the elements of collections.
+pub const ELEMENT: u8 = 0x30;
+
+/// The key of the keyspace's state.
+pub const STATE_KEY: &[u8] = &[META, 0x00];
+/// What the keys of the node's own entries begin with.
+pub const SYSTEM_PREFIX: &[u8] = &[META, 0x01];
+
+/// The number of slots.
+pub const SLOTS: u16 = 16384;
+/// The bits of a hash.
+const HASH_BITS: u32 = 48;
+/// All hashes.
+const HASH_MASK: u64 = (1 << HASH_BITS) - 1;
+
+/// Bytes of a record's key before the Redis key: first byte, epoch, place.
+pub const RECORD_PREFIX_BYTES: usize = 1 + 4 + 8;
+/// Bytes of an expiry's key before the Redis key: first byte, epoch, time, place.
+pub const EXPIRY_PREFIX_BYTES: usize = 1 + 4 + 8 + 8;
+
+/// Where a key is: its slot and hash in one number that orders as the engine keys do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place(u64);
+
+impl Place {
+    /// The place of `key`.
+    pub fn of(key: &[u8]) -> Self {
+        Place(u64::from(slot(key)) << HASH_BITS | hash48(key))
+    }
+
+    /// The first place of a slot; of [`SLOTS`], the place after all.
+    pub fn first_of(slot: u16) -> Self {
+        Place(u64::from(slot) << HASH_BITS)
+    }
+
+    /// A place from its 62 bits, `None` beyond the last one.
+    pub fn from_bits(bits: u64) -> Option<Self> {
+        (bits < u64::from(SLOTS) << HASH_BITS).then_some(Place(bits))
+    }
+
+    /// The 62 bits.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The slot.
+    pub fn slot(self) -> u16 {
+        (self.0 >> HASH_BITS) as u16
+    }
+
+    /// The same slot at another hash, of which the low 48 bits count.
+    pub fn with_hash(self, hash: u64) -> Self {
+        Place(self.0 & !HASH_MASK | hash & HASH_MASK)
+    }
+}
+
+/// An engine key, on the stack when it is short.
+pub struct KeyBuf {
+    inline: [u8; KeyBuf::INLINE],
+    len: usize,
+    heap: Vec<u8>,
+}
+
+impl KeyBuf {
+    /// Engine keys up to this many bytes need no allocation.
+    const INLINE: usize = 120;
+
+    fn with_capacity(bytes: usize) -> Self {
+        KeyBuf {
+            inline: [0; Self::INLINE],
+            len: 0,
+            heap: if bytes > Self::INLINE {
+                Vec::with_capacity(bytes)
+            } else {
+                Vec::new()
+            },
+        }
+    }
+
+    fn push(mut self, bytes: &[u8]) -> Self {
+        if self.heap.capacity() > 0 {
+            self.heap.extend_from_slice(bytes);
+        } else {
+            self.inline[self.len..][..bytes.len()].copy_from_slice(bytes);
+        }
+        self.len += bytes.len();
+        self
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        if self.heap.capacity() > 0 {
+            &self.heap
+        } else {
+            &self.inline[..self.len]
+        }
+    }
+}
+
+/// The key of the record of `key`.
+pub fn record_key(epoch: u32, key: &[u8]) -> KeyBuf {
+    record_key_at(epoch, Place::of(key), key)
+}
+
+/// The key of the record of `key`, whose place is known.
+pub fn record_key_at(epoch: u32, place: Place, key: &[u8]) -> KeyBuf {
+    KeyBuf::with_capacity(RECORD_PREFIX_BYTES + key.len())
+        .push(&[RECORD])
+        .push(&epoch.to_be_bytes())
+        .push(&place.0.to_be_bytes())
+        .push(key)
+}
+
+/// What the keys of all records at `place` and later are not less than. With the place after the
+/// last one it is the end of the epoch's records.
+pub fn record_from(epoch: u32, place: Place) -> KeyBuf {
+    record_key_at(epoch, place, b"")
+}
+
+/// The key of the expiry index for `key` at `place`.
+pub fn expiry_key(epoch: u32, expires_at_ms: u64, place: Place, key: &[u8]) -> KeyBuf {
+    expiry_from(epoch, expires_at_ms, EXPIRY_PREFIX_BYTES + key.len())
+        .push(&place.0.to_be_bytes())
+        .push(key)
+}
+
+/// What the index keys of `expires_at_ms` and later are not less than.
+pub fn expiry_at(epoch: u32, expires_at_ms: u64) -> KeyBuf {
+    expiry_from(epoch, expires_at_ms, 1 + 4 + 8)
+}
+
+fn expiry_from(epoch: u32, expires_at_ms: u64, capacity: usize) -> KeyBuf {
+    KeyBuf::with_capacity(capacity)
+        .push(&[EXPIRY])
+        .push(&epoch.to_be_bytes())
+        .push(&expires_at_ms.to_be_bytes())
+}
+
+/// The first key of an epoch under one first byte; with `None` the end of that first byte's keys.
+pub fn epoch_from(first: u8, epoch: Option<u32>) -> KeyBuf {
+    match epoch {
+        Some(epoch) => KeyBuf::with_capacity(5)
+            .push(&[first])
+            .push(&epoch.to_be_bytes()),
+        None => KeyBuf::with_capacity(1).push(&[first + 1]),
+    }
+}
+
+/// The key of an entry of the node's own.
+pub fn system_key(name: &str) -> KeyBuf {
+    KeyBuf::with_capacity(SYSTEM_PREFIX.len() + name.len())
+        .push(SYSTEM_PREFIX)
+        .push(name.as_bytes())
+}
+
+/// The epoch, place and Redis key of a record's key.
+pub fn split_record(engine_key: &[u8]) -> Option<(u32, Place, &[u8])> {
+    let (&first, rest) = engine_key.split_first()?;
+    let (epoch, rest) = rest.split_first_chunk()?;
+    let (place, key) = rest.split_first_chunk()?;
+    (first == RECORD).then_some((
+        u32::from_be_bytes(*epoch),
+        Place(u64::from_be_bytes(*place)),
+        key,
+    ))
+}
+
+/// The epoch, expiry time, place and Redis key of a key of the expiry index.
+pub fn split_expiry(engine_key: &[u8]) -> Option<(u32, u64, Place, &[u8])> {
+    let (&first, rest) = engine_key.split_first()?;
+    let (epoch, rest) = rest.split_first_chunk()?;
+    let (time, rest) = rest.split_first_chunk()?;
+    let (place, key) = rest.split_first_chunk()?;
+    (first == EXPIRY).then_some((
+        u32::from_be_bytes(*epoch),
+        u64::from_be_bytes(*time),
+        Place(u64::from_be_bytes(*place)),
+        key,
+    ))
+}
+
+/// The slot of a key: of what stands between its first `{` and the next `}`, where that is not
+/// empty, and of the whole key otherwise.
+pub fn slot(key: &[u8]) -> u16 {
+    let tag = memchr::memchr(b'{', key).and_then(|open| {
+        let rest = &key[open + 1..];
+        match memchr::memchr(b'}', rest) {
+            None | Some(0) => None,
+            Some(close) => Some(&rest[..close]),
+        }
+    });
+    crc16(tag.unwrap_or(key)) % SLOTS
+}
+
+/// CRC-16/XMODEM.
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc: u16, byte| {
+        crc << 8 ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)]
+    })
+}
+
+const CRC16: [u16; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut crc = (byte as u16) << 8;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 0x8000 != 0 {
+                crc << 1 ^ 0x1021
+            } else {
+                crc << 1
+            };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
+
+/// The hash of a key, of 48 bits. It is on disk: it is the same for ever.
+///
+/// Starting from `SEED ^ length * MULTIPLIER`, each eight bytes (little-endian, the last ones
+/// filled up with zeros) are mixed in by a multiplication to 128 bits whose halves are xored, plus
+/// `SEED`; the 64-bit finaliser of MurmurHash3 follows, and the upper 48 bits are the hash.
+pub fn hash48(key: &[u8]) -> u64 {
+    const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+    const MULTIPLIER: u64 = 0xd6e8_feb8_6659_fd93;
+    let mix = |hash: u64, word: u64| {
+        let product = u128::from(hash ^ word) * u128::from(MULTIPLIER);
+        ((product >> 64) as u64 ^ product as u64).wrapping_add(SEED)
+    };
+    let mut hash = SEED ^ (key.len() as u64).wrapping_mul(MULTIPLIER);
+    let (words, tail) = key.as_chunks::<8>();
+    for word in words {
+        hash = mix(hash, u64::from_le_bytes(*word));
+    }
+    if !tail.is_empty() {
+        let mut word = [0; 8];
+        word[..tail.len()].copy_from_slice(tail);
+        hash = mix(hash, u64::from_le_bytes(word));
+    }
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^= hash >> 33;
+    hash >> (64 - HASH_BITS)
+}

@@ -1,0 +1,10 @@
+//! Agreement: kvd's openraft types, its log, state machine, snapshots and transport.
+
+pub mod codec;
+pub mod entry;
+pub mod types;
+
+pub use types::{
+    Applied, Entry, LogId, Member, NodeId, NodeRuntime, Proposal, ReplySlot, StoredMembership,
+    TypeConfig, Vote, log_id,
+};
