@@ -257,3 +257,70 @@ fn write_until_killed(backend: &impl Backend) -> ! {
         );
     }
 }
+
+/// Reads and scans of random parts agree with the model, in both directions.
+pub(crate) fn compare_reads(backend: &impl Backend, seed: u64) {
+    let mut random = Random::new(seed);
+    let mut model = Model::default();
+    let key = |random: &mut Random| format!("key {:03}", random.below(420)).into_bytes();
+    for index in 1..=60 {
+        write(backend, index);
+        model.advance(index - 1, index);
+        for _ in 0..10 {
+            let wanted = key(&mut random);
+            let mut found = None;
+            let is_found = backend
+                .get(&wanted, &mut |value| found = Some(value.to_vec()))
+                .unwrap();
+            assert_eq!(
+                (found.as_ref(), is_found),
+                (model.entries.get(&wanted), found.is_some())
+            );
+
+            let from = if random.below(5) == 0 {
+                Vec::new()
+            } else {
+                key(&mut random)
+            };
+            let to = if random.below(5) == 0 {
+                None
+            } else {
+                Some(key(&mut random))
+            };
+            let reverse = random.below(2) == 0;
+            let limit = 1 + random.below(50) as usize;
+            let mut seen = Vec::new();
+            backend
+                .scan(
+                    Range {
+                        from: &from,
+                        to: to.as_deref(),
+                        reverse,
+                    },
+                    &mut |key, value| {
+                        seen.push((key.to_vec(), value.to_vec()));
+                        if seen.len() == limit {
+                            Flow::Stop
+                        } else {
+                            Flow::Continue
+                        }
+                    },
+                )
+                .unwrap();
+            let mut expected: Vec<_> = model
+                .entries
+                .iter()
+                .filter(|(key, _)| **key >= from && to.as_ref().is_none_or(|to| *key < to))
+                .map(|(key, value)| (key.clone(), value.clone()))
+                .collect();
+            if reverse {
+                expected.reverse();
+            }
+            expected.truncate(limit);
+            assert!(
+                seen == expected,
+                "batch {index}: {from:?} to {to:?}, reverse {reverse}"
+            );
+        }
+    }
+}

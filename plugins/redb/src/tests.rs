@@ -503,6 +503,14 @@ fn last(requests: &[Request], index: impl Fn(&Request) -> Option<u64>) -> u64 {
 }
 
 #[test]
+fn reads_and_scans_agree_with_a_model() {
+    for seed in 1..=3 {
+        let dir = tempfile::tempdir().unwrap();
+        kill_loop::compare_reads(&open(dir.path()).unwrap(), seed);
+    }
+}
+
+#[test]
 fn new_directory_has_the_default_mark() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path()).unwrap();

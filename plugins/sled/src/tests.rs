@@ -322,6 +322,14 @@ fn scan_meets_whole_batches_only() {
 }
 
 #[test]
+fn reads_and_scans_agree_with_a_model() {
+    for seed in 1..=3 {
+        let dir = tempfile::tempdir().unwrap();
+        kill_loop::compare_reads(&open(dir.path()).unwrap(), seed);
+    }
+}
+
+#[test]
 fn new_directory_has_the_default_mark() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path()).unwrap();
