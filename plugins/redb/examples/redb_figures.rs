@@ -4,6 +4,7 @@ use kvd_plugin_api::{Backend, OpenContext, Options};
 use kvd_redb::RedbBackend;
 
 #[path = "../../testing/figures.rs"]
+#[expect(clippy::disallowed_methods, reason = "measures real time")]
 mod figures;
 
 fn main() {

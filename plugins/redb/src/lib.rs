@@ -12,7 +12,7 @@ mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvd_plugin_api::{
     Backend, Caps, Error, ErrorKind, Feed, Flow, GenDir, Limits, Mark, Op, OpenContext, OptionKind,
@@ -26,8 +26,10 @@ const FORMAT: &str = "kvd-redb 1";
 /// Below this redb reads pages from the file again and again.
 const CACHE_BYTES_MIN: u64 = 1 << 20;
 
-/// How long `verify` waits for reads that are under way.
-const QUIET_WAIT: Duration = Duration::from_secs(1);
+/// How often `verify` looks whether the reads that were under way have ended, and how long it
+/// waits in between: about a second in all.
+const QUIET_TRIES: u32 = 1000;
+const QUIET_PAUSE: Duration = Duration::from_millis(1);
 
 /// The engine.
 pub struct RedbBackend {
@@ -265,16 +267,17 @@ impl Backend for RedbBackend {
         // Reads wait at this lock until the check is done.
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         *current = None;
-        let deadline = Instant::now() + QUIET_WAIT;
+        let mut tries = 0;
         let checked = loop {
-            match Arc::get_mut(&mut writer.store) {
-                Some(store) => break store.check(),
-                None if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
-                None => {
-                    let message = "a view is held, the check needs the file for itself";
-                    break Err(Error::new(ErrorKind::Other, message));
-                }
+            if let Some(store) = Arc::get_mut(&mut writer.store) {
+                break store.check();
             }
+            if tries == QUIET_TRIES {
+                let message = "a view is held, the check needs the file for itself";
+                break Err(Error::new(ErrorKind::Other, message));
+            }
+            tries += 1;
+            pause();
         };
         // After a repair the contents may be those of an earlier sync: they are shown as they are,
         // and the error below tells the host to stop.
@@ -320,6 +323,14 @@ impl View for RedbView {
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
         self.0.scan(range, out)
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the end of a read is nothing that can be awaited"
+)]
+fn pause() {
+    thread::sleep(QUIET_PAUSE);
 }
 
 fn closed() -> Error {

@@ -12,6 +12,10 @@ use crate::store::Store;
 use crate::{RedbBackend, Settings};
 
 #[path = "../../testing/kill_loop.rs"]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "kills real processes at random moments"
+)]
 mod kill_loop;
 
 fn open(dir: &Path) -> Result<RedbBackend> {

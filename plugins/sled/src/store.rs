@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvd_plugin_api::{Error, ErrorKind, Feed, Flow, Mark, Op, Range, Result};
 use sled::{Batch, Db, IVec, Mode, Tree};
@@ -26,8 +26,10 @@ pub(crate) const VALUE_BYTES_MAX: u64 = 512 << 20;
 /// How much of a feed goes into one batch.
 const FILL_BYTES: usize = 1 << 20;
 
-/// sled's threads may hold its file for a moment after the database was dropped.
-const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// sled's threads may hold its file for a moment after the database was dropped:
+/// opening is tried again this often, with a pause in between, for about five seconds.
+const LOCK_TRIES: u32 = 1000;
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// How sled is opened.
 #[derive(Clone, Copy)]
@@ -60,16 +62,15 @@ impl Store {
             .cache_capacity(settings.cache_bytes)
             .mode(settings.mode)
             .flush_every_ms(None);
-        let deadline = Instant::now() + LOCK_WAIT;
+        let mut tries = 0;
         // The directory above is locked by this process, so another one is not what it waits for.
         let db = loop {
             match config.open().map_err(from_sled) {
                 Ok(db) => break db,
-                Err(error) if error.kind() == ErrorKind::Locked && Instant::now() < deadline => {
-                    thread::sleep(Duration::from_millis(5));
-                }
+                Err(error) if error.kind() == ErrorKind::Locked && tries < LOCK_TRIES => pause(),
                 Err(error) => return Err(error),
             }
+            tries += 1;
         };
         let log = File::open(dir.join("db"))?;
         let files = Files {
@@ -319,6 +320,14 @@ impl Files {
         }
         Ok(has_new)
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "sled tells nobody when its threads are done"
+)]
+fn pause() {
+    thread::sleep(LOCK_PAUSE);
 }
 
 fn check_size(key: &[u8], value: &[u8]) -> Result<()> {

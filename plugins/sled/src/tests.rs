@@ -15,6 +15,10 @@ use crate::SledBackend;
 use crate::store::Settings;
 
 #[path = "../../testing/kill_loop.rs"]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "kills real processes at random moments"
+)]
 mod kill_loop;
 
 fn open(dir: &Path) -> Result<SledBackend> {
