@@ -211,6 +211,44 @@ pub enum OptionKind {
     String,
 }
 
+impl OptionKind {
+    /// The number that crosses the interface.
+    pub const fn code(self) -> u32 {
+        match self {
+            OptionKind::Size => 1,
+            OptionKind::Duration => 2,
+            OptionKind::Bool => 3,
+            OptionKind::Int => 4,
+            OptionKind::Enum => 5,
+            OptionKind::String => 6,
+        }
+    }
+
+    /// The kind behind a number; unknown numbers are texts.
+    pub const fn from_code(code: u32) -> Self {
+        match code {
+            1 => OptionKind::Size,
+            2 => OptionKind::Duration,
+            3 => OptionKind::Bool,
+            4 => OptionKind::Int,
+            5 => OptionKind::Enum,
+            _ => OptionKind::String,
+        }
+    }
+
+    /// The word that help texts use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            OptionKind::Size => "size",
+            OptionKind::Duration => "duration",
+            OptionKind::Bool => "bool",
+            OptionKind::Int => "int",
+            OptionKind::Enum => "enum",
+            OptionKind::String => "string",
+        }
+    }
+}
+
 /// One option of an engine, as data: `kvd plugin info` prints it, and typing errors are found.
 #[derive(Debug, Clone, Copy)]
 pub struct OptionSpec {

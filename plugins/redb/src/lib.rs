@@ -141,6 +141,8 @@ impl RedbBackend {
     }
 }
 
+kvd_plugin_api::export_backend!(RedbBackend);
+
 impl Backend for RedbBackend {
     const NAME: &'static str = "redb";
     const VERSION: &'static str = "4.6";

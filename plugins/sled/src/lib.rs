@@ -125,6 +125,8 @@ impl SledBackend {
     }
 }
 
+kvd_plugin_api::export_backend!(SledBackend);
+
 impl Backend for SledBackend {
     const NAME: &'static str = "sled";
     const VERSION: &'static str = "0.34.7";

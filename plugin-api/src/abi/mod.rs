@@ -1,0 +1,4 @@
+//! The frozen interfaces, one module for each. A released one never changes: what grows, grows
+//! through strings, open codes and `ext`, or in a new module beside it.
+
+pub mod v1;

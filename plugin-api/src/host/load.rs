@@ -1,0 +1,288 @@
+//! Loading a library.
+
+use std::ffi::CStr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use abi_stable::library::{AbiHeaderRef, LibraryError, ROOT_MODULE_LOADER_NAME_WITH_NUL};
+use abi_stable::std_types::{RStr, RVec, Tuple2};
+
+use super::engine::Engine;
+use crate::abi::v1;
+use crate::{Caps, Error, ErrorKind, Limits, OptionKind, manifest};
+
+/// Why a library cannot be used: one line, and perhaps what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct LoadError {
+    message: String,
+    hint: Option<String>,
+    details: Option<String>,
+}
+
+impl LoadError {
+    fn new(message: impl Into<String>) -> Self {
+        LoadError { message: message.into(), hint: None, details: None }
+    }
+
+    /// What the operator can do.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// More than fits into a line, for the debug log.
+    pub fn details(&self) -> Option<&str> {
+        self.details.as_deref()
+    }
+}
+
+/// What a library's manifest says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Manifest {
+    /// The interface it was built for.
+    pub api_version: u32,
+    /// It was built without optimisation.
+    pub debug: bool,
+    /// The engine's name.
+    pub name: String,
+    /// The engine's version.
+    pub version: String,
+    /// The version of `kvd-plugin-api` it was built with.
+    pub plugin_api: String,
+    /// The compiler.
+    pub rustc: String,
+    /// The target.
+    pub target: String,
+}
+
+/// What an engine says of itself.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it can do beyond the minimum.
+    pub caps: Caps,
+    /// The largest things it can store.
+    pub limits: Limits,
+    /// Its options.
+    pub options: Vec<OptionInfo>,
+}
+
+/// One option of an engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptionInfo {
+    /// Its name.
+    pub name: String,
+    /// What its value looks like.
+    pub kind: OptionKind,
+    /// The value in force when none is given.
+    pub default: String,
+    /// What it does.
+    pub help: String,
+}
+
+/// A loaded library. It is never unloaded: what it gave out may live anywhere.
+#[derive(Clone)]
+pub struct Plugin {
+    path: PathBuf,
+    manifest: Manifest,
+    root: v1::Plugin_Ref,
+}
+
+/// Reads the manifest of a library, also of one that cannot be used.
+///
+/// This loads the library, which runs its constructors: naming a file is trusting it.
+///
+/// # Errors
+///
+/// It is no library, no plugin, or anyone may write to it.
+pub fn read_manifest(path: &Path) -> Result<Manifest, LoadError> {
+    open_library(path).map(|(_, manifest)| manifest)
+}
+
+impl Plugin {
+    /// Loads the library at `path` and checks that it fits.
+    ///
+    /// # Errors
+    ///
+    /// See [`LoadError`]; the message goes behind `backend 'X': `.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let (library, manifest) = open_library(path)?;
+        if manifest.api_version != manifest::API_VERSION {
+            let Manifest { api_version, name, version, plugin_api, rustc, .. } = &manifest;
+            return Err(LoadError::new(format!(
+                "built for plugin API {api_version}, this kvd supports {}   (plugin {name} \
+                 {version}, plugin-api {plugin_api}, {rustc})",
+                manifest::API_VERSION
+            )));
+        }
+        let root = root_module(&library).map_err(|details| LoadError {
+            message: format!(
+                "same API version but another binary layout (plugin-api {} / kvd {}): rebuild it",
+                manifest.plugin_api,
+                env!("CARGO_PKG_VERSION")
+            ),
+            hint: Some("the details are in the debug log".to_owned()),
+            details: Some(details),
+        })?;
+        Ok(Plugin { path: path.to_owned(), manifest, root })
+    }
+
+    /// Where it was loaded from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What its manifest says.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// What its engine says of itself.
+    pub fn describe(&self) -> Description {
+        let description = (self.root.describe())();
+        Description {
+            name: description.name.into_string(),
+            version: description.version.into_string(),
+            caps: Caps::from_bits(description.caps),
+            limits: Limits {
+                key_bytes_max: description.key_bytes_max,
+                value_bytes_max: description.value_bytes_max,
+                batch_bytes_max: description.batch_bytes_max,
+            },
+            options: description
+                .options
+                .into_iter()
+                .map(|option| OptionInfo {
+                    name: option.name.into_string(),
+                    kind: OptionKind::from_code(option.kind),
+                    default: option.default.into_string(),
+                    help: option.help.into_string(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Opens the engine in a directory that exists.
+    ///
+    /// What the plugin logs goes to this process's `log` records.
+    ///
+    /// # Errors
+    ///
+    /// The engine's own error; a panic in it is one of kind [`ErrorKind::Panic`].
+    pub fn open(&self, dir: &Path, options: &[(String, String)]) -> Result<Engine, Error> {
+        let text = dir
+            .to_str()
+            .ok_or_else(|| Error::new(ErrorKind::Other, "the directory's name is not UTF-8"))?;
+        let options: RVec<_> = options
+            .iter()
+            .map(|(name, value)| Tuple2(name.as_str().into(), value.as_str().into()))
+            .collect();
+        let host = v1::HostContext { log: forward };
+        let opened = (self.root.open())(RStr::from_str(text), options, host);
+        let boxed = opened.into_result().map_err(Error::from)?;
+        Ok(Engine::new(boxed, self.describe()))
+    }
+}
+
+extern "C" fn forward(level: u8, target: RStr<'_>, message: RStr<'_>) {
+    let level = match level {
+        1 => log::Level::Error,
+        2 => log::Level::Warn,
+        3 => log::Level::Info,
+        4 => log::Level::Debug,
+        _ => log::Level::Trace,
+    };
+    // A panic must not cross the border; a logger that panics is not worth the process.
+    drop(std::panic::catch_unwind(|| {
+        log::log!(target: "plugin", level, "{}: {}", target.as_str(), message.as_str());
+    }));
+}
+
+#[expect(unsafe_code, reason = "loading a library and reading a symbol of it")]
+fn open_library(path: &Path) -> Result<(&'static libloading::Library, Manifest), LoadError> {
+    let file = std::fs::canonicalize(path).map_err(|error| LoadError::new(error.to_string()))?;
+    let meta = std::fs::metadata(&file).map_err(|error| LoadError::new(error.to_string()))?;
+    if meta.permissions().mode() & 0o002 != 0 {
+        return Err(LoadError {
+            hint: Some(format!("chmod o-w {}", file.display())),
+            ..LoadError::new("anyone may write to the file")
+        });
+    }
+    // SAFETY: loading runs the library's constructors; the operator named the file.
+    let library = unsafe { libloading::Library::new(&file) }
+        .map_err(|error| LoadError::new(format!("not a shared library ({})", cause(&error))))?;
+    // Never unloaded: engines, views and error texts may point into it for ever.
+    let library: &'static libloading::Library = Box::leak(Box::new(library));
+    // SAFETY: the symbol is data of the library, which is never unloaded.
+    let manifest = unsafe {
+        let symbol = library
+            .get::<*const manifest::Manifest>(manifest::SYMBOL.as_bytes())
+            .map_err(|_| LoadError::new("not a kvd plugin (no KVD_PLUGIN_MANIFEST symbol)"))?;
+        // The symbol's address is the manifest itself.
+        let at: *const manifest::Manifest = *symbol.into_raw() as *const _;
+        copy_manifest(at)?
+    };
+    Ok((library, manifest))
+}
+
+/// Copies what a manifest says.
+///
+/// # Safety
+///
+/// `at` is the address of the symbol.
+#[expect(unsafe_code, reason = "reading C data")]
+unsafe fn copy_manifest(at: *const manifest::Manifest) -> Result<Manifest, LoadError> {
+    let foreign = || LoadError::new("not a kvd plugin (its KVD_PLUGIN_MANIFEST is not one of ours)");
+    // SAFETY: every manifest begins with the magic and its size, and `size` bytes belong to it.
+    unsafe {
+        if (&raw const (*at).magic).read_unaligned() != manifest::MAGIC {
+            return Err(foreign());
+        }
+        if ((&raw const (*at).size).read_unaligned() as usize) < size_of::<manifest::Manifest>() {
+            return Err(foreign());
+        }
+        let manifest = &*at;
+        let text = |text: *const std::ffi::c_char| {
+            if text.is_null() {
+                return String::new();
+            }
+            CStr::from_ptr(text).to_string_lossy().into_owned()
+        };
+        Ok(Manifest {
+            api_version: manifest.api_version,
+            debug: manifest.flags & manifest::FLAG_DEBUG != 0,
+            name: text(manifest.name),
+            version: text(manifest.version),
+            plugin_api: text(manifest.plugin_api),
+            rustc: text(manifest.rustc),
+            target: text(manifest.target),
+        })
+    }
+}
+
+#[expect(unsafe_code, reason = "reading a symbol of a library")]
+fn root_module(library: &libloading::Library) -> Result<v1::Plugin_Ref, String> {
+    // Not `RootModule::load_from_file`: that returns the first plugin for every later path.
+    // SAFETY: abi_stable's own loader reads the symbol as this type; the library is never unloaded.
+    let header = unsafe {
+        *library
+            .get::<AbiHeaderRef>(ROOT_MODULE_LOADER_NAME_WITH_NUL.as_bytes())
+            .map_err(|error| cause(&error))?
+    };
+    let text = |error: LibraryError| error.to_string();
+    header.upgrade().map_err(text)?.init_root_module::<v1::Plugin_Ref>().map_err(text)
+}
+
+/// libloading's own text leaves out what the system said.
+fn cause(error: &libloading::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text = error.to_string();
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,12 @@
+//! The host's side: finds a library, checks it, and opens engines in it.
+//!
+//! What is cheapest and most stable is checked first: the file, then the manifest (plain C data),
+//! then the interface's version, then the binary layout; only then is anything called.
+
+mod engine;
+mod load;
+mod resolve;
+
+pub use engine::{Engine, EngineView};
+pub use load::{Description, LoadError, Manifest, OptionInfo, Plugin, read_manifest};
+pub use resolve::{Places, ResolveError, resolve};

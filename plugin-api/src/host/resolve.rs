@@ -1,0 +1,298 @@
+//! From what an operator writes behind `--backend` to a file.
+
+use std::path::{Path, PathBuf};
+
+/// Where libraries may be; parameters, so that tests can set them.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    /// The folder of the running executable.
+    pub exe_dir: Option<PathBuf>,
+    /// `$KVD_PLUGIN_PATH`, split.
+    pub plugin_path: Vec<PathBuf>,
+    /// `$CARGO_TARGET_DIR`.
+    pub cargo_target_dir: Option<PathBuf>,
+}
+
+impl Places {
+    /// The places of this process.
+    pub fn of_process() -> Self {
+        let exe_dir = std::env::current_exe()
+            .ok()
+            .and_then(|exe| std::fs::canonicalize(exe).ok())
+            .and_then(|exe| exe.parent().map(Path::to_owned))
+            // A test binary lies one folder below what it was built with.
+            .map(|dir| match dir.file_name() {
+                Some(name) if name == "deps" => dir.parent().map_or(dir.clone(), Path::to_owned),
+                _ => dir,
+            });
+        Places {
+            exe_dir,
+            plugin_path: std::env::var_os("KVD_PLUGIN_PATH")
+                .map(|paths| std::env::split_paths(&paths).collect())
+                .unwrap_or_default(),
+            cargo_target_dir: std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from),
+        }
+    }
+
+    /// The folders that bare names are looked for in, in order.
+    fn folders(&self) -> Vec<PathBuf> {
+        let mut folders = self.plugin_path.clone();
+        if let Some(exe) = &self.exe_dir {
+            folders.push(exe.clone());
+            folders.push(exe.join("plugins"));
+            if let Some(prefix) = exe.parent() {
+                folders.push(prefix.join("lib/kvd/plugins"));
+            }
+        }
+        folders.push("/usr/local/lib/kvd/plugins".into());
+        folders.push("/usr/lib/kvd/plugins".into());
+        folders
+    }
+}
+
+/// No library was found: one line, and perhaps what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ResolveError {
+    message: String,
+    hint: Option<String>,
+}
+
+impl ResolveError {
+    /// What the operator can do.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+}
+
+/// Finds the library that `spec` names: a file, a folder with a library or a crate, or a name.
+///
+/// The current folder is never searched for bare names, nor are the linker's paths.
+///
+/// # Errors
+///
+/// The message goes behind `backend 'X': `.
+pub fn resolve(spec: &str, places: &Places) -> Result<PathBuf, ResolveError> {
+    let path = Path::new(spec);
+    let looks_like_path = spec.contains('/');
+    if path.is_file() {
+        return absolute(path);
+    }
+    if path.is_dir() && (looks_like_path || path.join("Cargo.toml").is_file()) {
+        return in_folder(path, places);
+    }
+    if looks_like_path {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or(spec);
+        log::info!("{spec} does not exist here; looking for a plugin named '{name}'");
+        return by_name(name, places);
+    }
+    by_name(spec, places)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, ResolveError> {
+    std::fs::canonicalize(path)
+        .map_err(|error| ResolveError { message: error.to_string(), hint: None })
+}
+
+fn is_library(name: &str) -> bool {
+    name.ends_with(std::env::consts::DLL_SUFFIX)
+}
+
+fn in_folder(folder: &Path, places: &Places) -> Result<PathBuf, ResolveError> {
+    let mut libraries: Vec<PathBuf> = std::fs::read_dir(folder)
+        .map_err(|error| ResolveError { message: error.to_string(), hint: None })?
+        .filter_map(|file| Some(file.ok()?.path()))
+        .filter(|file| {
+            file.is_file() && file.file_name().and_then(|n| n.to_str()).is_some_and(is_library)
+        })
+        .collect();
+    libraries.sort();
+    match &libraries[..] {
+        [one] => return absolute(one),
+        [] => {}
+        many => {
+            let names: Vec<_> = many.iter().map(|path| path.display().to_string()).collect();
+            return Err(ResolveError {
+                message: format!("more than one library in the folder: {}", names.join(", ")),
+                hint: Some("name one of them".to_owned()),
+            });
+        }
+    }
+    let Some((package, library)) = crate_names(folder) else {
+        return Err(ResolveError {
+            message: "the folder holds neither a library nor a crate".to_owned(),
+            hint: None,
+        });
+    };
+    let file = format!(
+        "{}{library}{}",
+        std::env::consts::DLL_PREFIX,
+        std::env::consts::DLL_SUFFIX
+    );
+    let mut targets: Vec<PathBuf> = places.cargo_target_dir.iter().cloned().collect();
+    let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    for dir in whole.ancestors().filter(|dir| dir.join("Cargo.toml").is_file()) {
+        targets.push(dir.join("target"));
+    }
+    let own = places
+        .exe_dir
+        .as_ref()
+        .and_then(|dir| dir.file_name())
+        .and_then(|name| name.to_str())
+        .filter(|name| ["release", "debug"].contains(name));
+    let mut profiles: Vec<&str> = own.into_iter().collect();
+    profiles.extend(["release", "debug"]);
+    for profile in profiles {
+        for target in &targets {
+            let built = target.join(profile).join(&file);
+            if built.is_file() {
+                return absolute(&built);
+            }
+        }
+    }
+    Err(ResolveError {
+        message: format!("not built yet: no {file} in target/release or target/debug"),
+        hint: Some(format!("cargo build --release -p {package}")),
+    })
+}
+
+/// The package's name and its library's name, from `Cargo.toml`.
+fn crate_names(folder: &Path) -> Option<(String, String)> {
+    let text = std::fs::read_to_string(folder.join("Cargo.toml")).ok()?;
+    let (mut section, mut package, mut library) = (String::new(), None, None);
+    for line in text.lines() {
+        let line = line.trim();
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            section = name.trim().to_owned();
+        } else if let Some((key, value)) = line.split_once('=')
+            && key.trim() == "name"
+        {
+            let value = value.trim().trim_matches('"').to_owned();
+            match section.as_str() {
+                "package" => package = Some(value),
+                "lib" => library = Some(value),
+                _ => {}
+            }
+        }
+    }
+    let package = package?;
+    let library = library.unwrap_or_else(|| package.replace('-', "_"));
+    Some((package, library))
+}
+
+fn by_name(name: &str, places: &Places) -> Result<PathBuf, ResolveError> {
+    let folders = places.folders();
+    let plain = name.replace('-', "_");
+    let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let names = [
+        format!("{prefix}kvd_{plain}{suffix}"),
+        format!("{prefix}{plain}{suffix}"),
+        format!("{plain}{suffix}"),
+        name.to_owned(),
+    ];
+    for folder in &folders {
+        for file in &names {
+            let file = folder.join(file);
+            if file.file_name().and_then(|n| n.to_str()).is_some_and(is_library) && file.is_file()
+            {
+                return absolute(&file);
+            }
+        }
+    }
+    let looked: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    let available = available(&folders);
+    let available = if available.is_empty() {
+        "none".to_owned()
+    } else {
+        available.join(", ")
+    };
+    Err(ResolveError {
+        message: format!("not found; looked in: {}  (available: {available})", looked.join(", ")),
+        hint: Path::new("plugins")
+            .join(name)
+            .join("Cargo.toml")
+            .is_file()
+            .then(|| format!("cargo build --release -p kvd-{name}")),
+    })
+}
+
+/// The names of the plugins in these folders.
+fn available(folders: &[PathBuf]) -> Vec<String> {
+    let prefix = format!("{}kvd_", std::env::consts::DLL_PREFIX);
+    let mut names: Vec<String> = folders
+        .iter()
+        .filter_map(|folder| std::fs::read_dir(folder).ok())
+        .flatten()
+        .filter_map(|file| file.ok()?.file_name().into_string().ok())
+        .filter_map(|file| {
+            let name = file.strip_prefix(&prefix)?.strip_suffix(std::env::consts::DLL_SUFFIX)?;
+            Some(name.to_owned())
+        })
+        .filter(|name| name != "plugin_api")
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(exe: &Path) -> Places {
+        Places { exe_dir: Some(exe.to_owned()), ..Places::default() }
+    }
+
+    fn touch(path: PathBuf) -> PathBuf {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, b"").unwrap();
+        std::fs::canonicalize(path).unwrap()
+    }
+
+    #[test]
+    fn a_file_is_taken_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = touch(dir.path().join("libmine.so"));
+        assert_eq!(resolve(file.to_str().unwrap(), &Places::default()), Ok(file));
+    }
+
+    #[test]
+    fn a_bare_name_is_found_beside_the_executable() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = touch(dir.path().join("libkvd_my_engine.so"));
+        assert_eq!(resolve("my-engine", &places(dir.path())), Ok(file.clone()));
+        assert_eq!(resolve("libkvd_my_engine.so", &places(dir.path())), Ok(file.clone()));
+        assert_eq!(resolve("plugins/my-engine", &places(dir.path())), Ok(file));
+    }
+
+    #[test]
+    fn a_crate_is_found_where_it_was_built() {
+        let dir = tempfile::tempdir().unwrap();
+        let krate = dir.path().join("plugins/mine");
+        std::fs::create_dir_all(&krate).unwrap();
+        std::fs::write(dir.path().join("Cargo.toml"), "[workspace]\n").unwrap();
+        std::fs::write(krate.join("Cargo.toml"), "[package]\nname = \"kvd-mine\"\n").unwrap();
+        let spec = krate.to_str().unwrap();
+        let error = resolve(spec, &Places::default()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "not built yet: no libkvd_mine.so in target/release or target/debug"
+        );
+        assert_eq!(error.hint(), Some("cargo build --release -p kvd-mine"));
+        let debug = touch(dir.path().join("target/debug/libkvd_mine.so"));
+        assert_eq!(resolve(spec, &Places::default()), Ok(debug.clone()));
+        let release = touch(dir.path().join("target/release/libkvd_mine.so"));
+        assert_eq!(resolve(spec, &Places::default()), Ok(release));
+        let exe = dir.path().join("target/debug");
+        assert_eq!(resolve(spec, &places(&exe)), Ok(debug));
+    }
+
+    #[test]
+    fn an_unknown_name_lists_what_there_is() {
+        let dir = tempfile::tempdir().unwrap();
+        touch(dir.path().join("libkvd_redb.so"));
+        let error = resolve("rdb", &places(dir.path())).unwrap_err().to_string();
+        assert!(error.starts_with("not found; looked in: "), "{error}");
+        assert!(error.ends_with("(available: redb)"), "{error}");
+    }
+}
