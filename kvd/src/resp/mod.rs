@@ -6,8 +6,12 @@
 //! arrive, and uses memory only for bytes that have come.
 
 pub mod number;
+pub mod parser;
 pub mod reply;
 pub mod writer;
 
+#[doc(hidden)]
+pub use parser::fuzz_requests;
+pub use parser::{Args, Limits, Parsed, ProtocolError, RequestParser};
 pub use reply::Reply;
 pub use writer::{OutputBuffer, Protocol, write};
