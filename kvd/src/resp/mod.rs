@@ -5,6 +5,7 @@
 //! Everything here is a pure function of the bytes it is given, whatever the pieces in which they
 //! arrive, and uses memory only for bytes that have come.
 
+pub mod glob;
 pub mod number;
 pub mod parser;
 pub mod reply;
