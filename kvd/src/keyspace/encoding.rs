@@ -117,6 +117,15 @@ impl KeyBuf {
             &self.inline[..self.len]
         }
     }
+
+    /// The bytes, owned.
+    pub fn into_vec(self) -> Vec<u8> {
+        if self.heap.capacity() > 0 {
+            self.heap
+        } else {
+            self.inline[..self.len].to_vec()
+        }
+    }
 }
 
 /// The key of the record of `key`.
@@ -241,18 +250,20 @@ const CRC16: [u16; 256] = {
     table
 };
 
+const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+const MULTIPLIER: u64 = 0xd6e8_feb8_6659_fd93;
+
+fn mix(hash: u64, word: u64) -> u64 {
+    let product = u128::from(hash ^ word) * u128::from(MULTIPLIER);
+    ((product >> 64) as u64 ^ product as u64).wrapping_add(SEED)
+}
+
 /// The hash of a key, of 48 bits. It is on disk: it is the same for ever.
 ///
 /// Starting from `SEED ^ length * MULTIPLIER`, each eight bytes (little-endian, the last ones
 /// filled up with zeros) are mixed in by a multiplication to 128 bits whose halves are xored, plus
 /// `SEED`; the 64-bit finaliser of MurmurHash3 follows, and the upper 48 bits are the hash.
 pub fn hash48(key: &[u8]) -> u64 {
-    const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
-    const MULTIPLIER: u64 = 0xd6e8_feb8_6659_fd93;
-    let mix = |hash: u64, word: u64| {
-        let product = u128::from(hash ^ word) * u128::from(MULTIPLIER);
-        ((product >> 64) as u64 ^ product as u64).wrapping_add(SEED)
-    };
     let mut hash = SEED ^ (key.len() as u64).wrapping_mul(MULTIPLIER);
     let (words, tail) = key.as_chunks::<8>();
     for word in words {
@@ -269,4 +280,99 @@ pub fn hash48(key: &[u8]) -> u64 {
     hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^= hash >> 33;
     hash >> (64 - HASH_BITS)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_redis_cluster() {
+        assert_eq!(crc16(b"123456789"), 0x31c3);
+        assert_eq!(slot(b"foo"), 12182);
+        assert_eq!(slot(b"bar"), 5061);
+        assert_eq!(slot(b""), 0);
+        assert_eq!(slot(b"{user1000}.following"), slot(b"user1000"));
+        assert_eq!(slot(b"foo{}{bar}"), crc16(b"foo{}{bar}") % SLOTS);
+        assert_eq!(slot(b"foo{{bar}}zap"), crc16(b"{bar") % SLOTS);
+        assert_eq!(slot(b"foo{bar}{zap}"), slot(b"bar"));
+        assert_eq!(slot(b"foo{bar"), crc16(b"foo{bar") % SLOTS);
+    }
+
+    #[test]
+    fn hashes_never_change() {
+        // Computed by another program from the description of `hash48`.
+        let hashes: Vec<String> = ["", "a", "foo", "12345678", "123456789", "\0", "\0\0"]
+            .iter()
+            .map(|key| format!("{:012x}", hash48(key.as_bytes())))
+            .collect();
+        assert_eq!(hashes, HASHES);
+    }
+
+    const HASHES: [&str; 7] = [
+        "9ca066f1a4ab",
+        "5c142c4caefa",
+        "880ba203bf1d",
+        "2fe46b1cf6ea",
+        "ae2e48a85ab8",
+        "cf7071599742",
+        "9067ab5bdffc",
+    ];
+
+    #[test]
+    fn hashes_spread_evenly() {
+        let mut buckets = [0_u32; 256];
+        for number in 0..256 * 100 {
+            let hash = hash48(format!("key:{number}").as_bytes());
+            buckets[(hash >> 40) as usize] += 1;
+        }
+        let (least, most) = (buckets.iter().min(), buckets.iter().max());
+        assert!(least > Some(&55) && most < Some(&150), "{least:?} {most:?}");
+    }
+
+    /// Another key with the same tag, and so slot, and the same hash: the second word undoes the
+    /// difference that the first one made.
+    pub(crate) fn colliding(tag: u8, number: u8) -> [u8; 16] {
+        let first = |number: u8| [b'{', tag, b'}', b'-', number, b'x', b'y', b'z'];
+        let after = |number: u8| {
+            let length = SEED ^ 16_u64.wrapping_mul(MULTIPLIER);
+            mix(length, u64::from_le_bytes(first(number)))
+        };
+        let second = after(number) ^ after(0) ^ u64::from_le_bytes(*b"abcdefgh");
+        let mut key = [0; 16];
+        key[..8].copy_from_slice(&first(number));
+        key[8..].copy_from_slice(&second.to_le_bytes());
+        key
+    }
+
+    #[test]
+    fn colliding_keys_have_one_place() {
+        assert_ne!(colliding(b'a', 1), colliding(b'a', 2));
+        assert_eq!(
+            Place::of(&colliding(b'a', 1)),
+            Place::of(&colliding(b'a', 2))
+        );
+    }
+
+    #[test]
+    fn keys_split_into_what_they_were_made_of() {
+        for key in [&b""[..], b"k", &[7; 500]] {
+            let place = Place::of(key);
+            let record = record_key(9, key);
+            assert_eq!(split_record(record.as_slice()), Some((9, place, key)));
+            let expiry = expiry_key(9, 1234, place, key);
+            assert_eq!(split_expiry(expiry.as_slice()), Some((9, 1234, place, key)));
+            assert_eq!(split_record(expiry.as_slice()), None);
+            assert_eq!(split_expiry(record.as_slice()), None);
+        }
+    }
+
+    #[test]
+    fn the_last_place_ends_the_epoch() {
+        let end = record_from(3, Place::first_of(SLOTS));
+        assert!(record_key(3, &[0xff; 40]).as_slice() < end.as_slice());
+        assert!(end.as_slice() < record_from(4, Place::first_of(0)).as_slice());
+        assert!(Place::from_bits(end.as_slice().len() as u64).is_some());
+        assert!(Place::from_bits(Place::first_of(SLOTS).bits()).is_none());
+    }
 }

@@ -8,11 +8,16 @@
 
 pub mod encoding;
 mod record;
+pub mod stream;
+mod sweep;
+#[cfg(test)]
+mod tests;
 mod txn;
 mod view;
 
 pub use encoding::{hash48, slot};
 pub use record::{Kind, RecordMeta, State, Version};
+pub use sweep::{Leftovers, sweep};
 pub use txn::{Changes, Expire, Savepoint, Txn};
 pub use view::View;
 

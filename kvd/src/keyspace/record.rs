@@ -160,7 +160,7 @@ impl State {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (&[format, used], rest) = bytes.split_first_chunk()?;
         let (epoch, rest) = rest.split_first_chunk()?;
         let (keys, rest) = rest.split_first_chunk()?;
