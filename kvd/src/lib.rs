@@ -1,6 +1,7 @@
 //! kvd: a distributed key-value server that speaks the Redis protocol, replicated by Raft.
 
 pub mod clock;
+pub mod command;
 pub mod doors;
 pub mod keyspace;
 pub mod raft;

@@ -1,6 +1,7 @@
 //! Agreement: kvd's openraft types, its log, state machine, snapshots and transport.
 
 pub mod codec;
+pub mod entry;
 pub mod types;
 
 pub use types::{

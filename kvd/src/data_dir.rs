@@ -1,0 +1,412 @@
+//! A node's data directory: who the node is, which life stage it is in, and the lock on it.
+//!
+//! ```text
+//! DIR/LOCK              held while a process uses the directory
+//! DIR/NODE              identity, life stage, engine (JSON, replaced atomically)
+//! DIR/groups/0/log      the Raft log
+//! DIR/groups/0/engine   the engine's files
+//! DIR/groups/0/snapshots
+//! ```
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::doors::Random;
+use crate::raft::NodeId;
+
+const MAGIC: &str = "kvd-node";
+const FORMAT: u32 = 1;
+
+/// How far a node has come in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Its cluster of one is being made; the only stage that may initialise Raft.
+    Founding,
+    /// It is a member, or was when it last ran.
+    Founded,
+    /// It waits for a cluster to take it in, or is being taken in.
+    Joining,
+    /// It was taken out, and serves no more.
+    Removed,
+}
+
+/// What the `NODE` file says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    magic: String,
+    format: u32,
+    /// This node: random, never used again.
+    #[serde(with = "hex_u64")]
+    pub node: NodeId,
+    /// The cluster; 0 while it belongs to none.
+    #[serde(with = "hex_u128")]
+    pub cluster: u128,
+    /// The name that the cluster knows it by.
+    pub name: String,
+    /// Raised at each start, so that a directory restored from an old copy is found out.
+    pub incarnation: u64,
+    /// How far it has come.
+    pub stage: Stage,
+    /// The engine that wrote the directory.
+    pub backend: String,
+    /// An adoption has begun to wipe the directory and must finish before anything is read.
+    #[serde(default)]
+    pub wiping: bool,
+}
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// Another process has it.
+    #[error("data directory {} is in use by another process", .0.display())]
+    Locked(PathBuf),
+    /// Reading or writing it failed.
+    #[error("data directory {}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// The `NODE` file is not one of ours, or is damaged.
+    #[error("{}: not a kvd node file: {reason}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Another engine wrote it.
+    #[error(
+        "data directory {} was written by backend '{found}', not '{wanted}'",
+        path.display()
+    )]
+    Backend {
+        /// The directory.
+        path: PathBuf,
+        /// The engine that wrote it.
+        found: String,
+        /// The engine that was asked for.
+        wanted: String,
+    },
+}
+
+/// A locked data directory.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    identity: Identity,
+    _lock: File,
+}
+
+/// What a new directory is to become.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Birth {
+    /// The node's name.
+    pub name: String,
+    /// The engine's name.
+    pub backend: String,
+    /// Found a cluster of one at once; else wait to be taken in.
+    pub found: bool,
+}
+
+impl DataDir {
+    /// Locks the directory, creating it where it is absent, and raises the incarnation durably.
+    ///
+    /// # Errors
+    ///
+    /// See [`DataDirError`].
+    pub fn open(path: &Path, birth: &Birth, random: &Random) -> Result<Self, DataDirError> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DataDirError::Io { path, source }
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
+        let lock_path = path.join("LOCK");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(at(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(DataDirError::Locked(path.to_owned())),
+            Err(TryLockError::Error(source)) => {
+                return Err(DataDirError::Io { path: lock_path, source });
+            }
+        }
+        let file = path.join("NODE");
+        let mut identity = match fs::read(&file) {
+            Ok(bytes) => read_identity(&file, &bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if path.join("groups").exists() {
+                    return Err(DataDirError::Foreign {
+                        path: file,
+                        reason: "it is missing, but the directory holds data".to_owned(),
+                    });
+                }
+                new_identity(birth, random)
+            }
+            Err(source) => return Err(DataDirError::Io { path: file, source }),
+        };
+        if identity.backend != birth.backend {
+            return Err(DataDirError::Backend {
+                path: path.to_owned(),
+                found: identity.backend,
+                wanted: birth.backend.clone(),
+            });
+        }
+        identity.incarnation += 1;
+        let mut dir = DataDir { path: path.to_owned(), identity, _lock: lock };
+        if dir.identity.wiping {
+            dir.finish_wipe()?;
+        }
+        dir.save()?;
+        for sub in [dir.log(), dir.engine(), dir.snapshots()] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&sub).map_err(at(&sub))?;
+        }
+        Ok(dir)
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Who the node is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Where the log lives.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("groups/0/log")
+    }
+
+    /// Where the engine lives.
+    pub fn engine(&self) -> PathBuf {
+        self.path.join("groups/0/engine")
+    }
+
+    /// Where snapshots are spooled.
+    pub fn snapshots(&self) -> PathBuf {
+        self.path.join("groups/0/snapshots")
+    }
+
+    /// Changes the identity durably.
+    ///
+    /// # Errors
+    ///
+    /// The file could not be replaced; the identity in memory is then unchanged.
+    pub fn update(&mut self, change: impl FnOnce(&mut Identity)) -> Result<(), DataDirError> {
+        let before = self.identity.clone();
+        change(&mut self.identity);
+        self.save().inspect_err(|_| self.identity = before)
+    }
+
+    /// Drops all contents and becomes a node that waits for `cluster` to take it in.
+    ///
+    /// Each step is durable before the next, so a crash in the middle ends in the same state at
+    /// the next start. The log, engine and snapshots must not be open.
+    ///
+    /// # Errors
+    ///
+    /// A file could not be changed; the next start goes on from there.
+    pub fn adopt(&mut self, cluster: u128, name: &str) -> Result<(), DataDirError> {
+        self.update(|identity| {
+            identity.stage = Stage::Joining;
+            identity.cluster = cluster;
+            identity.name = name.to_owned();
+            identity.wiping = true;
+        })?;
+        self.finish_wipe()?;
+        self.save()?;
+        for sub in [self.log(), self.engine(), self.snapshots()] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&sub)
+                .map_err(|source| DataDirError::Io { path: sub, source })?;
+        }
+        Ok(())
+    }
+
+    fn finish_wipe(&mut self) -> Result<(), DataDirError> {
+        let groups = self.path.join("groups");
+        match fs::remove_dir_all(&groups) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(DataDirError::Io { path: groups, source }),
+        }
+        sync_dir(&self.path)
+            .map_err(|source| DataDirError::Io { path: self.path.clone(), source })?;
+        self.identity.wiping = false;
+        Ok(())
+    }
+
+    fn save(&self) -> Result<(), DataDirError> {
+        let mut bytes = serde_json::to_vec_pretty(&self.identity).expect("plain data serialises");
+        bytes.push(b'\n');
+        let path = self.path.join("NODE");
+        replace_file(&path, &bytes).map_err(|source| DataDirError::Io { path, source })
+    }
+}
+
+fn read_identity(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirError> {
+    let foreign = |reason: String| DataDirError::Foreign { path: path.to_owned(), reason };
+    let identity: Identity =
+        serde_json::from_slice(bytes).map_err(|error| foreign(error.to_string()))?;
+    if identity.magic != MAGIC {
+        return Err(foreign(format!("magic '{}'", identity.magic)));
+    }
+    if identity.format != FORMAT {
+        return Err(foreign(format!("format {} (this kvd reads {FORMAT})", identity.format)));
+    }
+    Ok(identity)
+}
+
+fn new_identity(birth: &Birth, random: &Random) -> Identity {
+    // Zero means "unknown" on the wire.
+    let mut nonzero = || random.next() | 1 << 63;
+    let cluster = u128::from(nonzero()) << 64 | u128::from(random.next());
+    Identity {
+        magic: MAGIC.to_owned(),
+        format: FORMAT,
+        node: nonzero(),
+        cluster: if birth.found { cluster } else { 0 },
+        name: birth.name.clone(),
+        incarnation: 0,
+        stage: if birth.found { Stage::Founding } else { Stage::Joining },
+        backend: birth.backend.clone(),
+        wiping: false,
+    }
+}
+
+/// Replaces a file so that a crash leaves the old contents or the new ones.
+///
+/// # Errors
+///
+/// Writing, syncing or renaming failed.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Makes created, renamed and removed names of a directory durable.
+///
+/// # Errors
+///
+/// The directory could not be opened or synced.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+mod hex_u64 {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &u64, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&format!("{value:016x}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(d)?;
+        u64::from_str_radix(&text, 16).map_err(serde::de::Error::custom)
+    }
+}
+
+mod hex_u128 {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &u128, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&format!("{value:032x}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<u128, D::Error> {
+        let text = String::deserialize(d)?;
+        u128::from_str_radix(&text, 16).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn birth() -> Birth {
+        Birth { name: "node0".to_owned(), backend: "redb".to_owned(), found: true }
+    }
+
+    #[test]
+    fn identity_stays_and_incarnation_rises_with_each_start() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("node0");
+        let random = Random::from_seed(1);
+        let first = DataDir::open(&path, &birth(), &random).unwrap().identity().clone();
+        let second = DataDir::open(&path, &birth(), &random).unwrap().identity().clone();
+        assert_eq!((first.node, first.cluster), (second.node, second.cluster));
+        assert_eq!((first.incarnation, second.incarnation), (1, 2));
+        assert_eq!(first.stage, Stage::Founding);
+    }
+
+    #[test]
+    fn a_second_process_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let random = Random::from_seed(1);
+        let _first = DataDir::open(temp.path(), &birth(), &random).unwrap();
+        let second = DataDir::open(temp.path(), &birth(), &random);
+        assert!(matches!(second, Err(DataDirError::Locked(_))));
+    }
+
+    #[test]
+    fn another_engine_is_refused_by_name() {
+        let temp = tempfile::tempdir().unwrap();
+        let random = Random::from_seed(1);
+        drop(DataDir::open(temp.path(), &birth(), &random).unwrap());
+        let other = Birth { backend: "sled".to_owned(), ..birth() };
+        let error = DataDir::open(temp.path(), &other, &random).unwrap_err().to_string();
+        assert!(error.ends_with("was written by backend 'redb', not 'sled'"), "{error}");
+    }
+
+    #[test]
+    fn an_interrupted_adoption_is_finished_at_the_next_start() {
+        let temp = tempfile::tempdir().unwrap();
+        let random = Random::from_seed(1);
+        let mut dir = DataDir::open(temp.path(), &birth(), &random).unwrap();
+        fs::write(dir.log().join("chunk"), b"entries").unwrap();
+        dir.update(|identity| {
+            identity.stage = Stage::Joining;
+            identity.cluster = 7;
+            identity.wiping = true;
+        })
+        .unwrap();
+        drop(dir);
+        let dir = DataDir::open(temp.path(), &birth(), &random).unwrap();
+        assert!(!dir.log().join("chunk").exists());
+        assert!(!dir.identity().wiping);
+        assert_eq!((dir.identity().cluster, dir.identity().stage), (7, Stage::Joining));
+    }
+
+    #[test]
+    fn a_damaged_node_file_is_named() {
+        let temp = tempfile::tempdir().unwrap();
+        fs::write(temp.path().join("NODE"), b"{").unwrap();
+        let error =
+            DataDir::open(temp.path(), &birth(), &Random::from_seed(1)).unwrap_err().to_string();
+        assert!(error.contains("NODE: not a kvd node file"), "{error}");
+    }
+}

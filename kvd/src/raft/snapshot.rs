@@ -1,0 +1,272 @@
+//! Snapshots as files: spooled before they are sent, and before anything is replaced.
+//!
+//! ```text
+//! snapshots/out-N.tmp               being sent; dropped when it was
+//! snapshots/in-N.tmp                being received; worthless after a crash
+//! snapshots/INDEX-TERM.snap         complete, verified and synced
+//! ```
+//!
+//! A complete file that came from a leader stays until the log has moved past it: until then it is
+//! the only proof that a state beyond the log is legitimate. With an engine that keeps nothing the
+//! newest complete file is what a restart begins from.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use openraft::type_config::alias::SnapshotMetaOf;
+
+use super::position::Position;
+use super::types::TypeConfig;
+use crate::data_dir::sync_dir;
+use crate::doors::BoxFuture;
+use crate::keyspace::stream;
+use crate::storage::{Mark, Store};
+
+/// What Raft calls the meta of a snapshot: the last entry it covers, and the membership.
+pub type SnapshotMeta = SnapshotMetaOf<TypeConfig>;
+
+/// The contents of a snapshot, as openraft passes them round.
+pub enum SnapshotData {
+    /// The state of this node: a view is opened only when a peer needs it.
+    Live(Arc<dyn SnapshotSource>),
+    /// A file that a leader sent.
+    Spool(Spool),
+}
+
+/// Where a snapshot to be sent comes from.
+pub trait SnapshotSource: Send + Sync {
+    /// Opens a view now and writes it to a file; its meta may be newer than what Raft knew.
+    fn spool(&self) -> BoxFuture<'_, io::Result<(SnapshotMeta, Spool)>>;
+}
+
+/// Where a snapshot that a leader sends goes.
+pub trait SnapshotSink: Send + Sync {
+    /// Begins a file for the snapshot with this meta.
+    ///
+    /// # Errors
+    ///
+    /// The file could not be created.
+    fn begin(&self, meta: &SnapshotMeta) -> io::Result<Box<dyn SpoolWriter>>;
+}
+
+/// One file being received.
+pub trait SpoolWriter: Send {
+    /// Adds the next bytes.
+    ///
+    /// # Errors
+    ///
+    /// The file could not be written.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Verifies the whole file and makes it durable.
+    ///
+    /// # Errors
+    ///
+    /// It is not a whole snapshot with the meta that was announced, or syncing failed.
+    fn finish(self: Box<Self>) -> io::Result<Spool>;
+}
+
+/// A snapshot file; it is removed when dropped, unless it is to stay.
+#[derive(Debug)]
+pub struct Spool {
+    /// Where it is.
+    pub path: PathBuf,
+    /// How long it is.
+    pub bytes: u64,
+    keep: bool,
+}
+
+impl Spool {
+    /// A file that goes with this value.
+    pub fn temporary(path: PathBuf, bytes: u64) -> Self {
+        Spool { path, bytes, keep: false }
+    }
+
+    /// A file that stays.
+    pub fn kept(path: PathBuf, bytes: u64) -> Self {
+        Spool { path, bytes, keep: true }
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        if !self.keep
+            && let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(file = %self.path.display(), %error, "snapshot file not removed");
+        }
+    }
+}
+
+/// The meta of a position.
+pub fn meta_of(position: &Position) -> SnapshotMeta {
+    SnapshotMeta { last_log_id: position.log_id, last_membership: position.membership.clone() }
+}
+
+/// A node's directory of snapshot files.
+#[derive(Debug)]
+pub struct SnapshotDir {
+    path: PathBuf,
+    next: AtomicU64,
+}
+
+impl SnapshotDir {
+    /// Opens the directory and drops what a crash left half-done.
+    ///
+    /// # Errors
+    ///
+    /// It could not be read, or a file could not be removed.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        for file in fs::read_dir(path)? {
+            let file = file?.path();
+            if file.extension().is_some_and(|extension| extension == "tmp") {
+                fs::remove_file(file)?;
+            }
+        }
+        Ok(SnapshotDir { path: path.to_owned(), next: AtomicU64::new(0) })
+    }
+
+    /// The complete files, oldest first, with the indices they end at.
+    ///
+    /// # Errors
+    ///
+    /// The directory could not be read.
+    pub fn complete(&self) -> io::Result<Vec<(u64, PathBuf)>> {
+        let mut found = Vec::new();
+        for file in fs::read_dir(&self.path)? {
+            let file = file?.path();
+            let index = file
+                .file_name()
+                .and_then(|name| name.to_str())
+                .and_then(|name| name.strip_suffix(".snap"))
+                .and_then(|name| name.split('-').next())
+                .and_then(|index| index.parse().ok());
+            if let Some(index) = index {
+                found.push((index, file));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Writes the present state of `store` to a temporary file.
+    ///
+    /// # Errors
+    ///
+    /// The engine could not be read or the file not written.
+    pub fn spool_out(&self, store: &Store) -> io::Result<(Position, Spool)> {
+        let path = self.temporary("out");
+        let mut out = create(&path)?;
+        // From here on the file goes when anything fails.
+        let mut spool = Spool::temporary(path, 0);
+        let view = store.read().map_err(io::Error::other)?;
+        let position = Position::from_mark(view.mark()).map_err(io::Error::other)?;
+        stream::write(&view, view.mark(), &mut out).map_err(io::Error::other)?;
+        drop(view);
+        out.flush()?;
+        spool.bytes = out.get_ref().metadata()?.len();
+        Ok((position, spool))
+    }
+
+    /// Makes a temporary file of a state durable under its final name, and drops older ones.
+    ///
+    /// # Errors
+    ///
+    /// Syncing or renaming failed.
+    pub fn keep(&self, position: &Position, spool: Spool) -> io::Result<()> {
+        let kept = self.finish(position, spool)?;
+        for (index, path) in self.complete()? {
+            if index < position.index() && path != kept.path {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&self, position: &Position, mut spool: Spool) -> io::Result<Spool> {
+        File::open(&spool.path)?.sync_all()?;
+        let term = position.log_id.map_or(0, |id| id.leader_id.term);
+        let path = self.path.join(format!("{:020}-{term}.snap", position.index()));
+        fs::rename(&spool.path, &path)?;
+        sync_dir(&self.path)?;
+        spool.keep = true;
+        Ok(Spool::kept(path, spool.bytes))
+    }
+
+    fn temporary(&self, kind: &str) -> PathBuf {
+        self.path.join(format!("{kind}-{}.tmp", self.next.fetch_add(1, Ordering::Relaxed)))
+    }
+}
+
+fn create(path: &Path) -> io::Result<io::BufWriter<File>> {
+    let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
+    Ok(io::BufWriter::with_capacity(256 * 1024, file))
+}
+
+/// Verifies a snapshot file and replaces the contents of `store` by it.
+///
+/// # Errors
+///
+/// The file is damaged (nothing is replaced then), or the engine failed.
+pub fn install(path: &Path, store: &Store) -> io::Result<Position> {
+    let mark = verify(path)?;
+    let position = Position::from_mark(&mark).map_err(io::Error::other)?;
+    let mut feed =
+        stream::Feeder::new(BufReader::with_capacity(256 * 1024, File::open(path)?))
+            .map_err(io::Error::other)?;
+    store.replace(&mut feed, &mark).map_err(io::Error::other)?;
+    Ok(position)
+}
+
+fn verify(path: &Path) -> io::Result<Mark> {
+    let file = BufReader::with_capacity(256 * 1024, File::open(path)?);
+    stream::verify(file).map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
+    })
+}
+
+impl SnapshotSink for Arc<SnapshotDir> {
+    fn begin(&self, meta: &SnapshotMeta) -> io::Result<Box<dyn SpoolWriter>> {
+        let path = self.temporary("in");
+        let out = create(&path)?;
+        Ok(Box::new(Receiving {
+            dir: self.clone(),
+            meta: meta.clone(),
+            out,
+            spool: Spool::temporary(path, 0),
+        }))
+    }
+}
+
+struct Receiving {
+    dir: Arc<SnapshotDir>,
+    meta: SnapshotMeta,
+    out: io::BufWriter<File>,
+    spool: Spool,
+}
+
+impl SpoolWriter for Receiving {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.spool.bytes += bytes.len() as u64;
+        self.out.write_all(bytes)
+    }
+
+    fn finish(mut self: Box<Self>) -> io::Result<Spool> {
+        self.out.flush()?;
+        let mark = verify(&self.spool.path)?;
+        let position = Position::from_mark(&mark).map_err(io::Error::other)?;
+        if position.log_id != self.meta.last_log_id {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("snapshot ends at {:?}, announced {:?}", position.log_id, self.meta.last_log_id),
+            ));
+        }
+        let Receiving { dir, spool, .. } = *self;
+        dir.finish(&position, spool)
+    }
+}

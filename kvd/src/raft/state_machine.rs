@@ -1,0 +1,457 @@
+//! The state machine as openraft sees it: everything that may block is done by workers.
+//!
+//! openraft's task hands over groups of committed entries and goes on with its own work; the apply
+//! worker carries them out, writes them to the engine, and gives the replies out itself.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use futures_util::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::type_config::alias::SnapshotOf;
+use openraft::{OptionalSend, RaftSnapshotBuilder};
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use super::executor::{Executor, Stop};
+use super::log::LogStore;
+use super::position::Position;
+use super::snapshot::{
+    self, SnapshotData, SnapshotDir, SnapshotMeta, SnapshotSource, Spool, meta_of,
+};
+use super::types::{LogId, StoredMembership, TypeConfig};
+use crate::doors::{BoxFuture, Doors, Worker};
+use crate::resp::Reply;
+use crate::storage::{Caps, Store};
+
+/// Most entries that are carried out and written as one batch.
+pub const ENTRIES_PER_BATCH_MAX: usize = 1024;
+
+/// A batch is not grown beyond this many bytes of entries; a single entry may be larger.
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// How far the state machine has come.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// Index of the last applied entry.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// Replicated time.
+    pub time_ms: u64,
+    /// When it was applied here.
+    pub at: Instant,
+    /// Keys that are due were left for the next entry.
+    pub due_left: bool,
+}
+
+/// What the state machine tells the node.
+pub trait Observer: Send + Sync {
+    /// A group that came from `origin` was carried out.
+    fn applied(&self, origin: u64, sequence: u64, index: u64, replies: &[Reply]);
+
+    /// The state machine has stopped for good.
+    fn stopped(&self, reason: &str);
+}
+
+enum Job {
+    Apply { batch: Vec<EntryResponder<TypeConfig>>, done: oneshot::Sender<io::Result<()>> },
+    Sync { done: oneshot::Sender<io::Result<Position>> },
+    Install { spool: Spool, done: oneshot::Sender<io::Result<()>> },
+    Close { done: oneshot::Sender<io::Result<()>> },
+}
+
+enum SnapshotJob {
+    Send { done: oneshot::Sender<io::Result<(SnapshotMeta, Spool)>> },
+    Keep { done: oneshot::Sender<io::Result<Position>> },
+}
+
+/// The state machine's handle; cheap to clone.
+#[derive(Clone)]
+pub struct StateMachine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<Store>,
+    log: LogStore,
+    apply: Worker<Job>,
+    snapshots: Worker<SnapshotJob>,
+    dir: Arc<SnapshotDir>,
+    shared: Arc<Shared>,
+}
+
+/// What the workers update and everyone reads.
+struct Shared {
+    position: Mutex<Position>,
+    /// What a restart can begin from: the purge floor.
+    durable: Mutex<Option<Position>>,
+    progress: watch::Sender<Progress>,
+}
+
+impl Shared {
+    fn publish(&self, position: &Position, due_left: bool) {
+        {
+            let mut shared = self.position.lock().expect("no panic while held");
+            if shared.membership.log_id() != position.membership.log_id() {
+                shared.membership = position.membership.clone();
+            }
+            (shared.log_id, shared.time_ms, shared.level) =
+                (position.log_id, position.time_ms, position.level);
+        }
+        self.progress.send_replace(Progress {
+            index: position.index(),
+            term: position.log_id.map_or(0, |id| id.leader_id.term),
+            time_ms: position.time_ms,
+            at: Instant::now(),
+            due_left,
+        });
+    }
+}
+
+impl StateMachine {
+    /// Starts the workers over an engine and its snapshot directory, both recovered (see
+    /// [`recover`]).
+    ///
+    /// # Errors
+    ///
+    /// The engine failed, or was written by a newer version.
+    pub fn start(
+        doors: &Doors,
+        store: Arc<Store>,
+        log: LogStore,
+        dir: Arc<SnapshotDir>,
+        durable: Option<Position>,
+        mut executor: Executor,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        let position = executor.position().clone();
+        let progress = watch::Sender::new(Progress {
+            index: position.index(),
+            term: position.log_id.map_or(0, |id| id.leader_id.term),
+            time_ms: position.time_ms,
+            at: Instant::now(),
+            due_left: false,
+        });
+        log.set_purge_floor(durable.as_ref().map_or(0, Position::index));
+        let shared = Arc::new(Shared {
+            position: Mutex::new(position),
+            durable: Mutex::new(durable),
+            progress,
+        });
+        let state = shared.clone();
+        let floor = log.clone();
+        let apply = Worker::start(&*doors.workers, "kvd-apply", move |jobs| {
+            for job in jobs {
+                if !run(job, &mut executor, &state, &floor, &*observer) {
+                    return false;
+                }
+            }
+            true
+        });
+        let (from, files) = (store.clone(), dir.clone());
+        let snapshots = Worker::start(&*doors.workers, "kvd-snapshot", move |jobs| {
+            for job in jobs {
+                spool(job, &from, &files);
+            }
+            true
+        });
+        StateMachine { inner: Arc::new(Inner { store, log, apply, snapshots, dir, shared }) }
+    }
+
+    /// The store, for reads.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.inner.store
+    }
+
+    /// Where a leader's snapshots are received.
+    pub fn snapshot_dir(&self) -> &Arc<SnapshotDir> {
+        &self.inner.dir
+    }
+
+    /// Watches how far it has come.
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.inner.shared.progress.subscribe()
+    }
+
+    /// Where the state stands.
+    pub fn position(&self) -> Position {
+        self.inner.shared.position.lock().expect("no panic while held").clone()
+    }
+
+    /// What a restart can begin from.
+    pub fn durable(&self) -> Option<Position> {
+        self.inner.shared.durable.lock().expect("no panic while held").clone()
+    }
+
+    /// Makes the present state durable, and raises the purge floor to it.
+    ///
+    /// # Errors
+    ///
+    /// The engine or the disk failed; the node stops then.
+    pub async fn make_durable(&self) -> io::Result<Position> {
+        let (done, wait) = oneshot::channel();
+        if self.inner.store.engine().caps().contains(Caps::DURABLE) {
+            self.inner.apply.submit(Job::Sync { done });
+            return wait.await.map_err(|_| ended())?;
+        }
+        self.inner.snapshots.submit(SnapshotJob::Keep { done });
+        let position = wait.await.map_err(|_| ended())??;
+        self.inner.log.set_purge_floor(position.index());
+        *self.inner.shared.durable.lock().expect("no panic while held") = Some(position.clone());
+        Ok(position)
+    }
+
+    /// Removes received snapshot files that the log has moved past.
+    ///
+    /// # Errors
+    ///
+    /// The directory could not be read, or a file not be removed.
+    pub fn retire_spools(&self) -> io::Result<()> {
+        if !self.inner.store.engine().caps().contains(Caps::DURABLE) {
+            return Ok(());
+        }
+        let log = self.inner.log.stats();
+        let reached = log.last_index.max(log.purged_index);
+        let durable = self.durable().map_or(0, |position| position.index());
+        for (index, path) in self.inner.dir.complete()? {
+            if index <= reached && index <= durable {
+                std::fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable and lets go of the engine's files; nothing can be applied after.
+    ///
+    /// # Errors
+    ///
+    /// The engine failed.
+    pub async fn close(&self) -> io::Result<()> {
+        let (done, wait) = oneshot::channel();
+        self.inner.apply.submit(Job::Close { done });
+        wait.await.map_err(|_| ended())?
+    }
+
+    fn snapshot_of(&self, position: &Position) -> SnapshotOf<TypeConfig, SnapshotData> {
+        SnapshotOf::<TypeConfig, SnapshotData> {
+            meta: meta_of(position),
+            snapshot: SnapshotData::Live(Arc::new(self.clone())),
+        }
+    }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the apply worker has ended")
+}
+
+/// Opens the state: drops half-done files, and installs a complete snapshot file that is newer
+/// than the engine, as after a crash in the middle of an installation.
+///
+/// Returns what a restart can begin from.
+///
+/// # Errors
+///
+/// The engine or the disk failed, or the file is damaged.
+pub fn recover(store: &Store, dir: &SnapshotDir) -> io::Result<Option<Position>> {
+    let mark = store.mark().map_err(io::Error::other)?;
+    if let Some((index, path)) = dir.complete()?.pop()
+        && (index > mark.index || mark.data.is_empty())
+    {
+        tracing::info!(file = %path.display(), "installing a snapshot that is newer than the engine");
+        return snapshot::install(&path, store).map(Some);
+    }
+    let durable = store.sync().map_err(io::Error::other)?;
+    let position = Position::from_mark(&durable).map_err(io::Error::other)?;
+    Ok(position.log_id.is_some().then_some(position))
+}
+
+/// Does one job; `false` ends the worker.
+fn run(
+    job: Job,
+    executor: &mut Executor,
+    shared: &Shared,
+    log: &LogStore,
+    observer: &dyn Observer,
+) -> bool {
+    let fail = |error: String, done: oneshot::Sender<io::Result<()>>| {
+        observer.stopped(&error);
+        // The receiver may be gone already, with the Raft task that waited.
+        drop(done.send(Err(io::Error::other(error))));
+        false
+    };
+    match job {
+        Job::Apply { batch, done } => match apply(batch, executor, shared, observer) {
+            Ok(()) => {
+                drop(done.send(Ok(())));
+                true
+            }
+            Err(stop) => fail(stop.to_string(), done),
+        },
+        Job::Sync { done } => match executor.store().sync() {
+            Ok(mark) => {
+                let position = Position::from_mark(&mark).map_err(io::Error::other);
+                if let Ok(position) = &position {
+                    log.set_purge_floor(position.index());
+                    *shared.durable.lock().expect("no panic while held") = Some(position.clone());
+                }
+                drop(done.send(position));
+                true
+            }
+            Err(error) => {
+                observer.stopped(&format!("engine sync: {error}"));
+                drop(done.send(Err(io::Error::other(error.to_string()))));
+                false
+            }
+        },
+        Job::Install { spool, done } => {
+            let installed = snapshot::install(&spool.path, executor.store())
+                .and_then(|position| executor.reload().map_err(io::Error::other).map(|()| position));
+            match installed {
+                Ok(position) => {
+                    log.set_purge_floor(position.index());
+                    *shared.durable.lock().expect("no panic while held") = Some(position.clone());
+                    shared.publish(&position, false);
+                    drop(done.send(Ok(())));
+                    true
+                }
+                Err(error) => fail(format!("snapshot installation: {error}"), done),
+            }
+        }
+        Job::Close { done } => {
+            let closed = executor.store().engine().close();
+            drop(done.send(closed.map_err(|error| io::Error::other(error.to_string()))));
+            false
+        }
+    }
+}
+
+fn apply(
+    batch: Vec<EntryResponder<TypeConfig>>,
+    executor: &mut Executor,
+    shared: &Shared,
+    observer: &dyn Observer,
+) -> Result<(), Stop> {
+    let outcomes = executor.apply(batch.iter().map(|(entry, _)| entry))?;
+    for ((entry, _), outcome) in batch.iter().zip(&outcomes) {
+        for ((origin, sequence), replies) in outcome.origins.iter().zip(&outcome.applied.groups) {
+            if *origin != 0 {
+                observer.applied(*origin, *sequence, entry.log_id.index, replies);
+            }
+        }
+    }
+    // First visible, then acknowledged.
+    shared.publish(executor.position(), executor.due_left());
+    for ((_, responder), outcome) in batch.into_iter().zip(outcomes) {
+        if let Some(responder) = responder {
+            responder.send(outcome.applied);
+        }
+    }
+    Ok(())
+}
+
+fn spool(job: SnapshotJob, store: &Store, dir: &SnapshotDir) {
+    match job {
+        SnapshotJob::Send { done } => {
+            let spooled =
+                dir.spool_out(store).map(|(position, spool)| (meta_of(&position), spool));
+            drop(done.send(spooled));
+        }
+        SnapshotJob::Keep { done } => {
+            let kept = dir
+                .spool_out(store)
+                .and_then(|(position, spool)| dir.keep(&position, spool).map(|()| position));
+            drop(done.send(kept));
+        }
+    }
+}
+
+impl SnapshotSource for StateMachine {
+    fn spool(&self) -> BoxFuture<'_, io::Result<(SnapshotMeta, Spool)>> {
+        Box::pin(async {
+            let (done, wait) = oneshot::channel();
+            self.inner.snapshots.submit(SnapshotJob::Send { done });
+            wait.await.map_err(|_| ended())?
+        })
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let position = self.position();
+        Ok((position.log_id, position.membership))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        while let Some(first) = entries.try_next().await? {
+            let mut bytes = size(&first);
+            let mut batch = vec![first];
+            while batch.len() < ENTRIES_PER_BATCH_MAX && bytes < BATCH_BYTES_MAX {
+                match entries.next().now_or_never() {
+                    Some(Some(next)) => {
+                        let next = next?;
+                        bytes += size(&next);
+                        batch.push(next);
+                    }
+                    Some(None) | None => break,
+                }
+            }
+            // A state must not get ahead of this node's own log: a crash could keep the one and
+            // lose the other.
+            let last = batch.last().map_or(0, |(entry, _)| entry.log_id.index);
+            self.inner.log.wait_flushed(last).await?;
+            let (done, wait) = oneshot::channel();
+            self.inner.apply.submit(Job::Apply { batch, done });
+            wait.await.map_err(|_| ended())??;
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        _meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> io::Result<()> {
+        let SnapshotData::Spool(spool) = snapshot else {
+            // openraft hands back the state's own snapshot at start when it is newer than the
+            // mark; ours never is, since a newer file is installed before openraft starts.
+            return Ok(());
+        };
+        let (done, wait) = oneshot::channel();
+        self.inner.apply.submit(Job::Install { spool, done });
+        wait.await.map_err(|_| ended())?
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotData>>> {
+        Ok(self.durable().map(|position| self.snapshot_of(&position)))
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
+        let position = self.make_durable().await?;
+        Ok(self.snapshot_of(&position))
+    }
+}
+
+fn size((entry, _): &EntryResponder<TypeConfig>) -> usize {
+    match &entry.payload {
+        openraft::EntryPayload::Normal(proposal) => proposal.0.len(),
+        _ => 0,
+    }
+}
+
