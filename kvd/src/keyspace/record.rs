@@ -79,7 +79,9 @@ pub(crate) fn encode(
     expires_at_ms: Option<u64>,
     payload: &[u8],
 ) -> Vec<u8> {
-    let mut record = Vec::with_capacity(2 + 12 + 8 + payload.len());
+    // Exact, so that the vector becomes shared bytes without another allocation.
+    let header_bytes = 2 + 12 + if expires_at_ms.is_some() { 8 } else { 0 };
+    let mut record = Vec::with_capacity(header_bytes + payload.len());
     record.push(kind.code());
     record.push(if expires_at_ms.is_some() {
         FLAG_EXPIRES
@@ -92,6 +94,7 @@ pub(crate) fn encode(
         record.extend_from_slice(&at.to_le_bytes());
     }
     record.extend_from_slice(payload);
+    debug_assert_eq!(record.len(), header_bytes + payload.len());
     record
 }
 

@@ -449,7 +449,10 @@ fn view_tells_that_it_met_a_due_key() {
     assert!(!view.met_due());
     assert!(view.exists(b"due").unwrap());
     assert!(view.met_due());
+    let counting = View::new(&engine, 1500, 2500).unwrap();
+    assert_eq!((counting.len().unwrap(), counting.met_due()), (2, true));
     let ticked = View::new(&engine, 2500, 2500).unwrap();
+    assert_eq!((ticked.len().unwrap(), ticked.met_due()), (1, false));
     assert!(!ticked.exists(b"due").unwrap());
     assert!(!ticked.met_due());
     // A clock behind replicated time counts as replicated time.
