@@ -35,11 +35,6 @@ const HASH_BITS: u32 = 48;
 /// All hashes.
 const HASH_MASK: u64 = (1 << HASH_BITS) - 1;
 
-/// Bytes of a record's key before the Redis key: first byte, epoch, place.
-pub const RECORD_PREFIX_BYTES: usize = 1 + 4 + 8;
-/// Bytes of an expiry's key before the Redis key: first byte, epoch, time, place.
-pub const EXPIRY_PREFIX_BYTES: usize = 1 + 4 + 8 + 8;
-
 /// Where a key is: its slot and hash in one number that orders as the engine keys do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place(u64);
@@ -87,31 +82,30 @@ impl KeyBuf {
     /// Engine keys up to this many bytes need no allocation.
     const INLINE: usize = 120;
 
-    fn with_capacity(bytes: usize) -> Self {
-        KeyBuf {
+    /// The parts one after the other.
+    #[inline]
+    fn of<const N: usize>(parts: [&[u8]; N]) -> Self {
+        let len = parts.iter().map(|part| part.len()).sum();
+        let mut key = KeyBuf {
             inline: [0; Self::INLINE],
-            len: 0,
-            heap: if bytes > Self::INLINE {
-                Vec::with_capacity(bytes)
-            } else {
-                Vec::new()
-            },
-        }
-    }
-
-    fn push(mut self, bytes: &[u8]) -> Self {
-        if self.heap.capacity() > 0 {
-            self.heap.extend_from_slice(bytes);
+            len,
+            heap: Vec::new(),
+        };
+        if len > Self::INLINE {
+            key.heap = parts.concat();
         } else {
-            self.inline[self.len..][..bytes.len()].copy_from_slice(bytes);
+            let mut at = 0;
+            for part in parts {
+                key.inline[at..][..part.len()].copy_from_slice(part);
+                at += part.len();
+            }
         }
-        self.len += bytes.len();
-        self
+        key
     }
 
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        if self.heap.capacity() > 0 {
+        if self.len > Self::INLINE {
             &self.heap
         } else {
             &self.inline[..self.len]
@@ -120,7 +114,7 @@ impl KeyBuf {
 
     /// The bytes, owned.
     pub fn into_vec(self) -> Vec<u8> {
-        if self.heap.capacity() > 0 {
+        if self.len > Self::INLINE {
             self.heap
         } else {
             self.inline[..self.len].to_vec()
@@ -135,11 +129,7 @@ pub fn record_key(epoch: u32, key: &[u8]) -> KeyBuf {
 
 /// The key of the record of `key`, whose place is known.
 pub fn record_key_at(epoch: u32, place: Place, key: &[u8]) -> KeyBuf {
-    KeyBuf::with_capacity(RECORD_PREFIX_BYTES + key.len())
-        .push(&[RECORD])
-        .push(&epoch.to_be_bytes())
-        .push(&place.0.to_be_bytes())
-        .push(key)
+    KeyBuf::of([&[RECORD], &epoch.to_be_bytes(), &place.0.to_be_bytes(), key])
 }
 
 /// What the keys of all records at `place` and later are not less than. With the place after the
@@ -150,38 +140,35 @@ pub fn record_from(epoch: u32, place: Place) -> KeyBuf {
 
 /// The key of the expiry index for `key` at `place`.
 pub fn expiry_key(epoch: u32, expires_at_ms: u64, place: Place, key: &[u8]) -> KeyBuf {
-    expiry_from(epoch, expires_at_ms, EXPIRY_PREFIX_BYTES + key.len())
-        .push(&place.0.to_be_bytes())
-        .push(key)
+    KeyBuf::of([
+        &[EXPIRY],
+        &epoch.to_be_bytes(),
+        &expires_at_ms.to_be_bytes(),
+        &place.0.to_be_bytes(),
+        key,
+    ])
 }
 
 /// What the index keys of `expires_at_ms` and later are not less than.
 pub fn expiry_at(epoch: u32, expires_at_ms: u64) -> KeyBuf {
-    expiry_from(epoch, expires_at_ms, 1 + 4 + 8)
-}
-
-fn expiry_from(epoch: u32, expires_at_ms: u64, capacity: usize) -> KeyBuf {
-    KeyBuf::with_capacity(capacity)
-        .push(&[EXPIRY])
-        .push(&epoch.to_be_bytes())
-        .push(&expires_at_ms.to_be_bytes())
+    KeyBuf::of([
+        &[EXPIRY],
+        &epoch.to_be_bytes(),
+        &expires_at_ms.to_be_bytes(),
+    ])
 }
 
 /// The first key of an epoch under one first byte; with `None` the end of that first byte's keys.
 pub fn epoch_from(first: u8, epoch: Option<u32>) -> KeyBuf {
     match epoch {
-        Some(epoch) => KeyBuf::with_capacity(5)
-            .push(&[first])
-            .push(&epoch.to_be_bytes()),
-        None => KeyBuf::with_capacity(1).push(&[first + 1]),
+        Some(epoch) => KeyBuf::of([&[first], &epoch.to_be_bytes()]),
+        None => KeyBuf::of([&[first + 1]]),
     }
 }
 
 /// The key of an entry of the node's own.
 pub fn system_key(name: &str) -> KeyBuf {
-    KeyBuf::with_capacity(SYSTEM_PREFIX.len() + name.len())
-        .push(SYSTEM_PREFIX)
-        .push(name.as_bytes())
+    KeyBuf::of([SYSTEM_PREFIX, name.as_bytes()])
 }
 
 /// The epoch, place and Redis key of a record's key.
