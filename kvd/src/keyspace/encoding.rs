@@ -35,6 +35,9 @@ const HASH_BITS: u32 = 48;
 /// All hashes.
 const HASH_MASK: u64 = (1 << HASH_BITS) - 1;
 
+/// The most that an engine key of ours adds to a Redis key: that of the expiry index.
+pub const KEY_BYTES_ADDED: u64 = 1 + 4 + 8 + 8;
+
 /// Where a key is: its slot and hash in one number that orders as the engine keys do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place(u64);
@@ -346,6 +349,8 @@ pub(crate) mod tests {
         for key in [&b""[..], b"k", &[7; 500]] {
             let place = Place::of(key);
             let record = record_key(9, key);
+            let longest = expiry_key(9, 1, place, key).as_slice().len() - key.len();
+            assert_eq!(longest as u64, KEY_BYTES_ADDED);
             assert_eq!(split_record(record.as_slice()), Some((9, place, key)));
             let expiry = expiry_key(9, 1234, place, key);
             assert_eq!(split_expiry(expiry.as_slice()), Some((9, 1234, place, key)));

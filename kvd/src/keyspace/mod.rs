@@ -43,6 +43,16 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Whether an engine with limits of its own can hold the largest key with the largest value.
+    pub fn fit(&self, engine: &storage::Limits) -> bool {
+        let key = self.key_bytes_max.checked_add(encoding::KEY_BYTES_ADDED);
+        let value = self.value_bytes_max.checked_add(record::HEADER_BYTES_MAX);
+        key.is_some_and(|key| key <= engine.key_bytes_max)
+            && value.is_some_and(|value| value <= engine.value_bytes_max)
+    }
+}
+
 /// What has a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {

@@ -72,6 +72,9 @@ impl RecordMeta {
 const FLAG_EXPIRES: u8 = 1;
 const FLAG_CREATED: u8 = 2;
 
+/// The most bytes of a record before its payload.
+pub(crate) const HEADER_BYTES_MAX: u64 = 2 + 12 + 8 + 12;
+
 /// Writes a record.
 pub(crate) fn encode(
     kind: Kind,

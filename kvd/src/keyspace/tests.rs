@@ -147,6 +147,18 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Does one step, whatever it answers.
+fn run_unchecked(txn: &mut Txn<'_>, step: &Step) {
+    let mut model = Model::new();
+    txn.view()
+        .for_each(|key, meta| {
+            model.insert(key.to_vec(), (Vec::new(), meta.expires_at_ms));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    run(txn, &mut model, step);
+}
+
 /// Does one step to both, and compares what it answers.
 fn run(txn: &mut Txn<'_>, model: &mut Model, step: &Step) {
     let time = txn.replicated_ms();
@@ -272,6 +284,44 @@ proptest! {
         assert_same(&view(&other, time), &model);
         prop_assert_eq!(digest, view(&other, time).digest().unwrap());
         prop_assert_eq!(State::read(&engine).unwrap(), State::read(&other).unwrap());
+    }
+
+    /// Two nodes that take the same entries in groups of different sizes store the same bytes,
+    /// versions included.
+    #[test]
+    fn grouping_of_entries_leaves_no_trace(
+        script in prop::collection::vec((prop::collection::vec(step(), 0..6), 0_u64..10, any::<bool>()), 1..20)
+    ) {
+        let contents = |group_ends: &dyn Fn(usize) -> bool| {
+            let engine = MemoryEngine::new();
+            let mut group = txn(&engine, 1, 1000);
+            let mut time = 1000;
+            for (number, (steps, passed, keep)) in script.iter().enumerate() {
+                let index = number as u64 + 1;
+                time += passed;
+                group.begin_entry(index, time, index);
+                group.remove_due(2).unwrap();
+                let savepoint = group.savepoint();
+                for step in steps {
+                    match step {
+                        Step::Entry(_) | Step::Store | Step::Sweep(_) => {}
+                        step => run_unchecked(&mut group, step),
+                    }
+                }
+                if !keep {
+                    group.rollback(savepoint);
+                }
+                if group_ends(number) {
+                    store(&engine, index, &group.finish());
+                    group = txn(&engine, index, time);
+                }
+            }
+            store(&engine, script.len() as u64, &group.finish());
+            entries(&engine)
+        };
+        let together = contents(&|_| false);
+        prop_assert_eq!(&contents(&|_| true), &together);
+        prop_assert_eq!(&contents(&|number| number % 3 == 1), &together);
     }
 
     /// A key that is there from the first call to the last is returned, whatever comes and goes
