@@ -35,10 +35,8 @@ const HASH_BITS: u32 = 48;
 /// All hashes.
 const HASH_MASK: u64 = (1 << HASH_BITS) - 1;
 
-/// Bytes of a record's key before the Redis key: first byte, epoch, place.
-pub const RECORD_PREFIX_BYTES: usize = 1 + 4 + 8;
-/// Bytes of an expiry's key before the Redis key: first byte, epoch, time, place.
-pub const EXPIRY_PREFIX_BYTES: usize = 1 + 4 + 8 + 8;
+/// The most that an engine key of ours adds to a Redis key: that of the expiry index.
+pub const KEY_BYTES_ADDED: u64 = 1 + 4 + 8 + 8;
 
 /// Where a key is: its slot and hash in one number that orders as the engine keys do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,34 +85,42 @@ impl KeyBuf {
     /// Engine keys up to this many bytes need no allocation.
     const INLINE: usize = 120;
 
-    fn with_capacity(bytes: usize) -> Self {
-        KeyBuf {
+    /// The parts one after the other.
+    #[inline]
+    fn of<const N: usize>(parts: [&[u8]; N]) -> Self {
+        let len = parts.iter().map(|part| part.len()).sum();
+        let mut key = KeyBuf {
             inline: [0; Self::INLINE],
-            len: 0,
-            heap: if bytes > Self::INLINE {
-                Vec::with_capacity(bytes)
-            } else {
-                Vec::new()
-            },
-        }
-    }
-
-    fn push(mut self, bytes: &[u8]) -> Self {
-        if self.heap.capacity() > 0 {
-            self.heap.extend_from_slice(bytes);
+            len,
+            heap: Vec::new(),
+        };
+        if len > Self::INLINE {
+            key.heap = parts.concat();
         } else {
-            self.inline[self.len..][..bytes.len()].copy_from_slice(bytes);
+            let mut at = 0;
+            for part in parts {
+                key.inline[at..][..part.len()].copy_from_slice(part);
+                at += part.len();
+            }
         }
-        self.len += bytes.len();
-        self
+        key
     }
 
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
-        if self.heap.capacity() > 0 {
+        if self.len > Self::INLINE {
             &self.heap
         } else {
             &self.inline[..self.len]
+        }
+    }
+
+    /// The bytes, owned.
+    pub fn into_vec(self) -> Vec<u8> {
+        if self.len > Self::INLINE {
+            self.heap
+        } else {
+            self.inline[..self.len].to_vec()
         }
     }
 }
@@ -126,11 +132,7 @@ pub fn record_key(epoch: u32, key: &[u8]) -> KeyBuf {
 
 /// The key of the record of `key`, whose place is known.
 pub fn record_key_at(epoch: u32, place: Place, key: &[u8]) -> KeyBuf {
-    KeyBuf::with_capacity(RECORD_PREFIX_BYTES + key.len())
-        .push(&[RECORD])
-        .push(&epoch.to_be_bytes())
-        .push(&place.0.to_be_bytes())
-        .push(key)
+    KeyBuf::of([&[RECORD], &epoch.to_be_bytes(), &place.0.to_be_bytes(), key])
 }
 
 /// What the keys of all records at `place` and later are not less than. With the place after the
@@ -141,38 +143,35 @@ pub fn record_from(epoch: u32, place: Place) -> KeyBuf {
 
 /// The key of the expiry index for `key` at `place`.
 pub fn expiry_key(epoch: u32, expires_at_ms: u64, place: Place, key: &[u8]) -> KeyBuf {
-    expiry_from(epoch, expires_at_ms, EXPIRY_PREFIX_BYTES + key.len())
-        .push(&place.0.to_be_bytes())
-        .push(key)
+    KeyBuf::of([
+        &[EXPIRY],
+        &epoch.to_be_bytes(),
+        &expires_at_ms.to_be_bytes(),
+        &place.0.to_be_bytes(),
+        key,
+    ])
 }
 
 /// What the index keys of `expires_at_ms` and later are not less than.
 pub fn expiry_at(epoch: u32, expires_at_ms: u64) -> KeyBuf {
-    expiry_from(epoch, expires_at_ms, 1 + 4 + 8)
-}
-
-fn expiry_from(epoch: u32, expires_at_ms: u64, capacity: usize) -> KeyBuf {
-    KeyBuf::with_capacity(capacity)
-        .push(&[EXPIRY])
-        .push(&epoch.to_be_bytes())
-        .push(&expires_at_ms.to_be_bytes())
+    KeyBuf::of([
+        &[EXPIRY],
+        &epoch.to_be_bytes(),
+        &expires_at_ms.to_be_bytes(),
+    ])
 }
 
 /// The first key of an epoch under one first byte; with `None` the end of that first byte's keys.
 pub fn epoch_from(first: u8, epoch: Option<u32>) -> KeyBuf {
     match epoch {
-        Some(epoch) => KeyBuf::with_capacity(5)
-            .push(&[first])
-            .push(&epoch.to_be_bytes()),
-        None => KeyBuf::with_capacity(1).push(&[first + 1]),
+        Some(epoch) => KeyBuf::of([&[first], &epoch.to_be_bytes()]),
+        None => KeyBuf::of([&[first + 1]]),
     }
 }
 
 /// The key of an entry of the node's own.
 pub fn system_key(name: &str) -> KeyBuf {
-    KeyBuf::with_capacity(SYSTEM_PREFIX.len() + name.len())
-        .push(SYSTEM_PREFIX)
-        .push(name.as_bytes())
+    KeyBuf::of([SYSTEM_PREFIX, name.as_bytes()])
 }
 
 /// The epoch, place and Redis key of a record's key.
@@ -241,18 +240,20 @@ const CRC16: [u16; 256] = {
     table
 };
 
+const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+const MULTIPLIER: u64 = 0xd6e8_feb8_6659_fd93;
+
+fn mix(hash: u64, word: u64) -> u64 {
+    let product = u128::from(hash ^ word) * u128::from(MULTIPLIER);
+    ((product >> 64) as u64 ^ product as u64).wrapping_add(SEED)
+}
+
 /// The hash of a key, of 48 bits. It is on disk: it is the same for ever.
 ///
 /// Starting from `SEED ^ length * MULTIPLIER`, each eight bytes (little-endian, the last ones
 /// filled up with zeros) are mixed in by a multiplication to 128 bits whose halves are xored, plus
 /// `SEED`; the 64-bit finaliser of MurmurHash3 follows, and the upper 48 bits are the hash.
 pub fn hash48(key: &[u8]) -> u64 {
-    const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
-    const MULTIPLIER: u64 = 0xd6e8_feb8_6659_fd93;
-    let mix = |hash: u64, word: u64| {
-        let product = u128::from(hash ^ word) * u128::from(MULTIPLIER);
-        ((product >> 64) as u64 ^ product as u64).wrapping_add(SEED)
-    };
     let mut hash = SEED ^ (key.len() as u64).wrapping_mul(MULTIPLIER);
     let (words, tail) = key.as_chunks::<8>();
     for word in words {
@@ -269,4 +270,101 @@ pub fn hash48(key: &[u8]) -> u64 {
     hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^= hash >> 33;
     hash >> (64 - HASH_BITS)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_redis_cluster() {
+        assert_eq!(crc16(b"123456789"), 0x31c3);
+        assert_eq!(slot(b"foo"), 12182);
+        assert_eq!(slot(b"bar"), 5061);
+        assert_eq!(slot(b""), 0);
+        assert_eq!(slot(b"{user1000}.following"), slot(b"user1000"));
+        assert_eq!(slot(b"foo{}{bar}"), crc16(b"foo{}{bar}") % SLOTS);
+        assert_eq!(slot(b"foo{{bar}}zap"), crc16(b"{bar") % SLOTS);
+        assert_eq!(slot(b"foo{bar}{zap}"), slot(b"bar"));
+        assert_eq!(slot(b"foo{bar"), crc16(b"foo{bar") % SLOTS);
+    }
+
+    #[test]
+    fn hashes_never_change() {
+        // Computed by another program from the description of `hash48`.
+        let hashes: Vec<String> = ["", "a", "foo", "12345678", "123456789", "\0", "\0\0"]
+            .iter()
+            .map(|key| format!("{:012x}", hash48(key.as_bytes())))
+            .collect();
+        assert_eq!(hashes, HASHES);
+    }
+
+    const HASHES: [&str; 7] = [
+        "9ca066f1a4ab",
+        "5c142c4caefa",
+        "880ba203bf1d",
+        "2fe46b1cf6ea",
+        "ae2e48a85ab8",
+        "cf7071599742",
+        "9067ab5bdffc",
+    ];
+
+    #[test]
+    fn hashes_spread_evenly() {
+        let mut buckets = [0_u32; 256];
+        for number in 0..256 * 100 {
+            let hash = hash48(format!("key:{number}").as_bytes());
+            buckets[(hash >> 40) as usize] += 1;
+        }
+        let (least, most) = (buckets.iter().min(), buckets.iter().max());
+        assert!(least > Some(&55) && most < Some(&150), "{least:?} {most:?}");
+    }
+
+    /// Another key with the same tag, and so slot, and the same hash: the second word undoes the
+    /// difference that the first one made.
+    pub(crate) fn colliding(tag: u8, number: u8) -> [u8; 16] {
+        let first = |number: u8| [b'{', tag, b'}', b'-', number, b'x', b'y', b'z'];
+        let after = |number: u8| {
+            let length = SEED ^ 16_u64.wrapping_mul(MULTIPLIER);
+            mix(length, u64::from_le_bytes(first(number)))
+        };
+        let second = after(number) ^ after(0) ^ u64::from_le_bytes(*b"abcdefgh");
+        let mut key = [0; 16];
+        key[..8].copy_from_slice(&first(number));
+        key[8..].copy_from_slice(&second.to_le_bytes());
+        key
+    }
+
+    #[test]
+    fn colliding_keys_have_one_place() {
+        assert_ne!(colliding(b'a', 1), colliding(b'a', 2));
+        assert_eq!(
+            Place::of(&colliding(b'a', 1)),
+            Place::of(&colliding(b'a', 2))
+        );
+    }
+
+    #[test]
+    fn keys_split_into_what_they_were_made_of() {
+        for key in [&b""[..], b"k", &[7; 500]] {
+            let place = Place::of(key);
+            let record = record_key(9, key);
+            let longest = expiry_key(9, 1, place, key).as_slice().len() - key.len();
+            assert_eq!(longest as u64, KEY_BYTES_ADDED);
+            assert_eq!(split_record(record.as_slice()), Some((9, place, key)));
+            let expiry = expiry_key(9, 1234, place, key);
+            assert_eq!(split_expiry(expiry.as_slice()), Some((9, 1234, place, key)));
+            assert_eq!(split_record(expiry.as_slice()), None);
+            assert_eq!(split_expiry(record.as_slice()), None);
+        }
+    }
+
+    #[test]
+    fn the_last_place_ends_the_epoch() {
+        let end = record_from(3, Place::first_of(SLOTS));
+        assert!(record_key(3, &[0xff; 40]).as_slice() < end.as_slice());
+        assert!(end.as_slice() < record_from(4, Place::first_of(0)).as_slice());
+        assert!(Place::from_bits(end.as_slice().len() as u64).is_some());
+        assert!(Place::from_bits(Place::first_of(SLOTS).bits()).is_none());
+    }
 }

@@ -8,11 +8,16 @@
 
 pub mod encoding;
 mod record;
+pub mod stream;
+mod sweep;
+#[cfg(test)]
+mod tests;
 mod txn;
 mod view;
 
 pub use encoding::{hash48, slot};
 pub use record::{Kind, RecordMeta, State, Version};
+pub use sweep::{Leftovers, sweep};
 pub use txn::{Changes, Expire, Savepoint, Txn};
 pub use view::View;
 
@@ -35,6 +40,16 @@ impl Default for Limits {
             key_bytes_max: 64 << 10,
             value_bytes_max: 64 << 20,
         }
+    }
+}
+
+impl Limits {
+    /// Whether an engine with limits of its own can hold the largest key with the largest value.
+    pub fn fit(&self, engine: &storage::Limits) -> bool {
+        let key = self.key_bytes_max.checked_add(encoding::KEY_BYTES_ADDED);
+        let value = self.value_bytes_max.checked_add(record::HEADER_BYTES_MAX);
+        key.is_some_and(|key| key <= engine.key_bytes_max)
+            && value.is_some_and(|value| value <= engine.value_bytes_max)
     }
 }
 

@@ -72,6 +72,9 @@ impl RecordMeta {
 const FLAG_EXPIRES: u8 = 1;
 const FLAG_CREATED: u8 = 2;
 
+/// The most bytes of a record before its payload.
+pub(crate) const HEADER_BYTES_MAX: u64 = 2 + 12 + 8 + 12;
+
 /// Writes a record.
 pub(crate) fn encode(
     kind: Kind,
@@ -79,7 +82,9 @@ pub(crate) fn encode(
     expires_at_ms: Option<u64>,
     payload: &[u8],
 ) -> Vec<u8> {
-    let mut record = Vec::with_capacity(2 + 12 + 8 + payload.len());
+    // Exact, so that the vector becomes shared bytes without another allocation.
+    let header_bytes = 2 + 12 + if expires_at_ms.is_some() { 8 } else { 0 };
+    let mut record = Vec::with_capacity(header_bytes + payload.len());
     record.push(kind.code());
     record.push(if expires_at_ms.is_some() {
         FLAG_EXPIRES
@@ -92,6 +97,7 @@ pub(crate) fn encode(
         record.extend_from_slice(&at.to_le_bytes());
     }
     record.extend_from_slice(payload);
+    debug_assert_eq!(record.len(), header_bytes + payload.len());
     record
 }
 
@@ -160,7 +166,7 @@ impl State {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let (&[format, used], rest) = bytes.split_first_chunk()?;
         let (epoch, rest) = rest.split_first_chunk()?;
         let (keys, rest) = rest.split_first_chunk()?;

@@ -217,8 +217,11 @@ impl<'a> Txn<'a> {
         Ok(true)
     }
 
-    /// Removes all keys, at once: a new epoch begins.
+    /// Removes all keys, at once: a new epoch begins, unless this one is still empty.
     pub fn flush_all(&mut self) {
+        if self.state.keys == 0 {
+            return;
+        }
         self.state.epoch += 1;
         self.state.keys = 0;
         self.state.expiring = 0;
@@ -294,8 +297,13 @@ impl<'a> Txn<'a> {
     /// All changes, as one.
     pub fn finish(mut self) -> Changes {
         if self.state != self.stored {
-            let state = self.state.encode();
-            self.layer.apply(Op::Put(encoding::STATE_KEY, &state));
+            // As absent means the default, the default is absent: equal states are equal bytes.
+            if self.state == State::default() {
+                self.layer.apply(Op::Delete(encoding::STATE_KEY));
+            } else {
+                let state = self.state.encode();
+                self.layer.apply(Op::Put(encoding::STATE_KEY, &state));
+            }
         }
         Changes {
             layer: self.layer,

@@ -276,10 +276,15 @@ impl<'a> View<'a> {
         Ok(self.state.expiring.saturating_sub(self.due()?))
     }
 
-    /// The records that are due and not removed yet: few, as each entry removes some.
+    /// The records that are due and not removed yet: few, as each entry removes some. Notes, as a
+    /// read of one key does, what a tick would remove.
     fn due(&self) -> Result<u64, Failure> {
         let mut due = 0;
-        self.expiries(Some(self.replicated_ms), &mut |_, _| {
+        self.expiries(Some(self.now_ms), &mut |at, _| {
+            if at > self.replicated_ms {
+                self.met_due.set(true);
+                return Flow::Stop;
+            }
             due += 1;
             Flow::Continue
         })?;
@@ -359,7 +364,11 @@ impl<'a> View<'a> {
     pub fn systems(&self, prefix: &str) -> Result<Vec<(String, Bytes)>, Failure> {
         let from = encoding::system_key(prefix);
         let mut found = Vec::new();
-        let range = Range { from: from.as_slice(), to: None, reverse: false };
+        let range = Range {
+            from: from.as_slice(),
+            to: None,
+            reverse: false,
+        };
         self.read().scan(range, &mut |key, value| {
             if !key.starts_with(from.as_slice()) {
                 return Flow::Stop;

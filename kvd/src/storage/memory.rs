@@ -25,7 +25,8 @@ struct State {
     mark: Mark,
     synced: Mark,
     /// What each key was before a write since the last sync, in order.
-    undo: Vec<(Bytes, Option<Bytes>)>,
+    /// Without `DURABLE` nothing is kept: a crash leaves nothing.
+    undo: Option<Vec<(Bytes, Option<Bytes>)>>,
 }
 
 impl Default for MemoryEngine {
@@ -49,7 +50,7 @@ impl MemoryEngine {
                 map: Arc::default(),
                 mark: Mark::default(),
                 synced: Mark::default(),
-                undo: Vec::new(),
+                undo: caps.contains(Caps::DURABLE).then(Vec::new),
             }),
         }
     }
@@ -58,12 +59,17 @@ impl MemoryEngine {
     pub fn crash(&self) {
         let mut state = self.lock();
         let state = &mut *state;
-        let map = Arc::make_mut(&mut state.map);
-        for (key, old) in state.undo.drain(..).rev() {
-            match old {
-                Some(old) => map.insert(key, old),
-                None => map.remove(&key),
-            };
+        match &mut state.undo {
+            None => state.map = Arc::default(),
+            Some(undo) => {
+                let map = Arc::make_mut(&mut state.map);
+                for (key, old) in undo.drain(..).rev() {
+                    match old {
+                        Some(old) => map.insert(key, old),
+                        None => map.remove(&key),
+                    };
+                }
+            }
         }
         state.mark = state.synced.clone();
     }
@@ -90,7 +96,9 @@ impl State {
             Some(value) => map.insert(key.clone(), value),
             None => map.remove(&key),
         };
-        self.undo.push((key, old));
+        if let Some(undo) = &mut self.undo {
+            undo.push((key, old));
+        }
     }
 }
 
@@ -181,12 +189,11 @@ impl Engine for MemoryEngine {
     }
 
     fn sync(&self) -> Result<Mark> {
-        if !self.caps.contains(Caps::DURABLE) {
-            return Ok(Mark::default());
-        }
         let mut state = self.lock();
-        state.undo.clear();
-        state.synced = state.mark.clone();
+        if let Some(undo) = &mut state.undo {
+            undo.clear();
+            state.synced = state.mark.clone();
+        }
         Ok(state.synced.clone())
     }
 
@@ -217,12 +224,9 @@ impl Engine for MemoryEngine {
         let mut state = self.lock();
         let old = std::mem::replace(&mut state.map, Arc::new(map));
         state.mark = mark.clone();
-        if self.caps.contains(Caps::DURABLE) {
-            state.undo.clear();
+        if let Some(undo) = &mut state.undo {
+            undo.clear();
             state.synced = mark.clone();
-        } else {
-            // A crash goes back to the empty engine, whatever was here before.
-            state.undo = state.map.keys().map(|key| (key.clone(), None)).collect();
         }
         drop(state);
         drop(old);

@@ -7,6 +7,8 @@
 mod layer;
 mod memory;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use kvd_plugin_api::{Caps, Error, ErrorKind, Feed, Flow, Limits, Mark, Op, Range, Result};
 pub use layer::{Layer, Stack};

@@ -32,8 +32,8 @@ impl Store {
     /// A consistent read of the latest write.
     ///
     /// With an engine without views it waits for a write in progress and holds back the next one:
-    /// keep it short, and never open a second one in the same thread while the first lives (a
-    /// writer that waits between them would make both wait for ever).
+    /// keep it short, and while it lives, never open a second one in the same thread (a writer that
+    /// waits between them would make both wait for ever) and never wait for anything to be applied.
     ///
     /// # Errors
     ///
