@@ -20,6 +20,7 @@ mod args;
 pub mod effect;
 mod introspect;
 mod key;
+mod long_double;
 mod server;
 mod session;
 pub mod spec;

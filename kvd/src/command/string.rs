@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::command::args::{self, Deadline, Unit, deadline, error, integer, is_word, syntax_error};
+use crate::command::long_double::LongDouble;
 use crate::command::{Call, Failure};
 use crate::keyspace::{Expire, Txn, View};
 use crate::resp::Reply;
@@ -404,6 +405,23 @@ fn add(txn: &mut Txn<'_>, key: &[u8], delta: i64) -> Answer {
     let mut buffer = itoa::Buffer::new();
     txn.set_string(key, buffer.format(new).as_bytes(), Expire::Keep)?;
     Ok(Reply::Int(new))
+}
+
+pub(super) fn incrbyfloat(call: &Call<'_>, txn: &mut Txn<'_>) -> Answer {
+    let key = call.args[1];
+    let float = |bytes: &[u8]| {
+        LongDouble::parse(bytes).ok_or_else(|| Reply::error("ERR value is not a valid float"))
+    };
+    let old = match read_string(&txn.view(), key, float)? {
+        Some(value) => value?,
+        None => LongDouble::ZERO,
+    };
+    let sum = old.add(float(call.args[2])?);
+    let Some(text) = sum.to_text() else {
+        return Ok(error("ERR increment would produce NaN or Infinity")?);
+    };
+    txn.set_string(key, text.as_bytes(), Expire::Keep)?;
+    Ok(Reply::Bulk(text.into()))
 }
 
 #[cfg(test)]

@@ -216,6 +216,15 @@ pub static TABLE: &[Spec] = &[
             "key decrement",
             "Takes a number away from an integer",
         ),
+    Spec::write("incrbyfloat", 3, string::incrbyfloat)
+        .keys(1, 1, 1)
+        .flags(GROWS.with(FAST))
+        .docs(
+            Group::String,
+            "2.6.0",
+            "key increment",
+            "Adds a number, which may have a fraction, to one",
+        ),
     // Keys.
     Spec::write("del", -2, key::del)
         .keys(1, -1, 1)
