@@ -190,7 +190,7 @@ pub(super) fn list(args: &[&[u8]]) -> Answer {
         }
         [filter, by, what] if is_word(filter, "FILTERBY") => {
             if is_word(by, "PATTERN") {
-                names(&|spec| glob::matches(what, spec.name.as_bytes()))
+                names(&|spec| glob::matches(what, spec.name.as_bytes(), true))
             } else if is_word(by, "ACLCAT") {
                 let wanted = format!("@{}", printable(what).to_ascii_lowercase());
                 names(&|spec| categories(spec).contains(&wanted.as_str()))

@@ -21,6 +21,8 @@ pub mod effect;
 mod introspect;
 mod key;
 mod long_double;
+#[doc(hidden)]
+pub mod script;
 mod server;
 mod session;
 pub mod spec;
@@ -116,6 +118,9 @@ pub fn run_read(spec: &Spec, call: &Call<'_>, view: &View<'_>) -> Result<Reply, 
     let Kind::Read(function) = spec.kind else {
         panic!("{} is not a read", spec.name);
     };
+    if !spec.accepts(call.args.len()) {
+        return Ok(args::wrong_arity(spec));
+    }
     match contained(spec, || function(call, view)) {
         Ok(reply) | Err(Failure::Answer(reply)) => Ok(reply),
         Err(Failure::Engine(error)) => Err(error),
@@ -135,6 +140,9 @@ pub fn run_write(spec: &Spec, call: &Call<'_>, txn: &mut Txn<'_>) -> Result<Repl
         Kind::Read(_) => return run_read(spec, call, &txn.view()),
         Kind::Session(_) => panic!("{} has no business in an entry", spec.name),
     };
+    if !spec.accepts(call.args.len()) {
+        return Ok(args::wrong_arity(spec));
+    }
     let savepoint = txn.savepoint();
     match contained(spec, || function(call, txn)) {
         Ok(reply) => Ok(reply),

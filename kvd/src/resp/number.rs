@@ -100,3 +100,74 @@ pub fn format_double(value: f64) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_are_read_strictly() {
+        for text in [
+            "0",
+            "1",
+            "-1",
+            "9223372036854775807",
+            "-9223372036854775808",
+        ] {
+            let value = parse_int(text.as_bytes()).expect(text);
+            assert_eq!(format_int(value), text);
+        }
+        let refused = [
+            "",
+            "-",
+            "+1",
+            " 1",
+            "1 ",
+            "01",
+            "-0",
+            "-01",
+            "00",
+            "0x1",
+            "1.0",
+            "1a",
+            "9223372036854775808",
+            "-9223372036854775809",
+            "18446744073709551616",
+        ];
+        for text in refused {
+            assert_eq!(parse_int(text.as_bytes()), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn doubles_have_their_shortest_text() {
+        let table = [
+            (0.0, "0"),
+            (-0.0, "-0"),
+            (1.0, "1"),
+            (0.1, "0.1"),
+            (-1.5, "-1.5"),
+            (3.25, "3.25"),
+            (100.0, "100"),
+            (1e20, "1e+20"),
+            (1e-7, "1e-7"),
+            (0.001, "0.001"),
+            (1.5e300, "1.5e+300"),
+            (f64::INFINITY, "inf"),
+            (f64::NAN, "nan"),
+        ];
+        for (value, text) in table {
+            assert_eq!(format_double(value), text);
+        }
+    }
+
+    #[test]
+    fn doubles_are_read_without_blanks_nan_or_overflow() {
+        assert_eq!(parse_double(b"1.5e3"), Some(1500.0));
+        assert_eq!(parse_double(b"-inf"), Some(f64::NEG_INFINITY));
+        assert_eq!(parse_double(b"0e5"), Some(0.0));
+        for text in ["", " 1", "1 ", "nan", "1e400", "1e-400", "abc", "1.2.3"] {
+            assert_eq!(parse_double(text.as_bytes()), None, "{text:?}");
+        }
+    }
+}
