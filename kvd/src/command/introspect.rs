@@ -61,9 +61,13 @@ fn info_of(spec: &Spec) -> Reply {
         Reply::Int(last),
         Reply::Int(step),
         Reply::Set(categories(spec).into_iter().map(Reply::simple).collect()),
-        Reply::Array(Vec::new()),
+        Reply::Set(Vec::new()),
         key_specs(spec),
-        Reply::Array(spec.subcommands.iter().map(info_of).collect()),
+        if spec.subcommands.is_empty() {
+            Reply::Set(Vec::new())
+        } else {
+            Reply::Array(spec.subcommands.iter().map(info_of).collect())
+        },
     ])
 }
 
@@ -184,10 +188,7 @@ pub(super) fn list(args: &[&[u8]]) -> Answer {
         ok(Reply::Array(names.collect()))
     };
     match &args[2..] {
-        [] => {
-            let names = TABLE.iter().map(|spec| bulk(spec.name));
-            ok(Reply::Array(names.collect()))
-        }
+        [] => names(&|_| true),
         [filter, by, what] if is_word(filter, "FILTERBY") => {
             if is_word(by, "PATTERN") {
                 names(&|spec| glob::matches(what, spec.name.as_bytes(), true))

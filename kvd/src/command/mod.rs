@@ -21,6 +21,7 @@ pub mod effect;
 mod introspect;
 mod key;
 mod long_double;
+mod reference;
 #[doc(hidden)]
 pub mod script;
 mod server;
@@ -30,6 +31,7 @@ mod string;
 mod table;
 
 pub use effect::Effect;
+pub use reference::reference;
 pub use spec::{Call, Flags, Group, Keys, Kind, Spec};
 pub use table::{TABLE, find};
 

@@ -568,7 +568,7 @@ pub static TABLE: &[Spec] = &[
             "Answers the time in seconds and microseconds",
         ),
     Spec::session("role", 1, session::role)
-        .flags(ADMIN.with(FAST))
+        .flags(ALWAYS.with(NOSCRIPT).with(FAST).with(Flags::DANGEROUS))
         .docs(
             Group::Server,
             "2.8.12",
