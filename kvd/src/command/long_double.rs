@@ -39,7 +39,7 @@ impl LongDouble {
         exponent: 0,
     };
 
-    /// Reads a number as `strtold` does, except hexadecimal ones: digits with an optional sign,
+    /// Reads a number as `strtold` does: digits, decimal or hexadecimal, with an optional sign,
     /// point and exponent, or `inf`. No space, no NaN, nothing too large or too small.
     pub(super) fn parse(text: &[u8]) -> Option<LongDouble> {
         if text.len() >= TEXT_BYTES_MAX {
@@ -53,41 +53,9 @@ impl LongDouble {
         if text.eq_ignore_ascii_case(b"inf") || text.eq_ignore_ascii_case(b"infinity") {
             return Some(LongDouble::Infinite { negative });
         }
-        let (mantissa, power) = match text.iter().position(|byte| matches!(byte, b'e' | b'E')) {
-            None => (text, 0),
-            Some(at) => (&text[..at], parse_power(&text[at + 1..])?),
-        };
-        let (whole, fraction) = match memchr::memchr(b'.', mantissa) {
-            None => (mantissa, &[][..]),
-            Some(at) => (&mantissa[..at], &mantissa[at + 1..]),
-        };
-        let mut digits = Natural::default();
-        for byte in whole.iter().chain(fraction) {
-            if !byte.is_ascii_digit() {
-                return None;
-            }
-            digits.multiply_add(10, u32::from(byte - b'0'));
-        }
-        if whole.is_empty() && fraction.is_empty() {
-            return None;
-        }
-        if digits.is_zero() {
-            return Some(LongDouble::Finite {
-                negative,
-                mantissa: 0,
-                exponent: 0,
-            });
-        }
-        let power = power - fraction.len() as i64;
-        if power.abs() > POWER_LIMIT {
-            return None;
-        }
-        let mut divisor = Natural::from(1);
-        let scaled = if power < 0 { &mut divisor } else { &mut digits };
-        scaled.scale(power.unsigned_abs());
-        match quotient(negative, digits, divisor) {
-            LongDouble::Finite { mantissa: 0, .. } | LongDouble::Infinite { .. } => None,
-            number => Some(number),
+        match text {
+            [b'0', b'x' | b'X', rest @ ..] => parse_hexadecimal(negative, rest),
+            _ => parse_decimal(negative, text),
         }
     }
 
@@ -173,7 +141,81 @@ impl LongDouble {
     }
 }
 
-/// The exponent after the `e`: digits with an optional sign, kept within what matters.
+/// The zero of either sign.
+fn zero(negative: bool) -> LongDouble {
+    LongDouble::Finite {
+        negative,
+        mantissa: 0,
+        exponent: 0,
+    }
+}
+
+/// The digits and how many of them stand after the point; `None` if there is none, or what is no
+/// digit.
+fn parse_digits(text: &[u8], base: u32) -> Option<(Natural, i64)> {
+    let (whole, fraction) = match memchr::memchr(b'.', text) {
+        None => (text, &[][..]),
+        Some(at) => (&text[..at], &text[at + 1..]),
+    };
+    if whole.is_empty() && fraction.is_empty() {
+        return None;
+    }
+    let mut digits = Natural::default();
+    for byte in whole.iter().chain(fraction) {
+        digits.multiply_add(base, char::from(*byte).to_digit(base)?);
+    }
+    Some((digits, fraction.len() as i64))
+}
+
+/// Splits off the exponent after `mark`, which is 0 when there is none.
+fn split_power(text: &[u8], mark: u8) -> Option<(&[u8], i64)> {
+    match text
+        .iter()
+        .position(|byte| byte.to_ascii_lowercase() == mark)
+    {
+        None => Some((text, 0)),
+        Some(at) => Some((&text[..at], parse_power(&text[at + 1..])?)),
+    }
+}
+
+/// A number whose text is not zero, unless it came out as zero or as infinite.
+fn in_range(number: LongDouble) -> Option<LongDouble> {
+    match number {
+        LongDouble::Finite { mantissa: 0, .. } | LongDouble::Infinite { .. } => None,
+        number => Some(number),
+    }
+}
+
+fn parse_decimal(negative: bool, text: &[u8]) -> Option<LongDouble> {
+    let (mantissa, power) = split_power(text, b'e')?;
+    let (mut digits, fraction) = parse_digits(mantissa, 10)?;
+    if digits.is_zero() {
+        return Some(zero(negative));
+    }
+    let power = power - fraction;
+    if power.abs() > POWER_LIMIT {
+        return None;
+    }
+    let mut divisor = Natural::from(1);
+    let scaled = if power < 0 { &mut divisor } else { &mut digits };
+    scaled.scale(power.unsigned_abs());
+    in_range(quotient(negative, digits, divisor, 0))
+}
+
+fn parse_hexadecimal(negative: bool, text: &[u8]) -> Option<LongDouble> {
+    let (mantissa, power) = split_power(text, b'p')?;
+    let (digits, fraction) = parse_digits(mantissa, 16)?;
+    if digits.is_zero() {
+        return Some(zero(negative));
+    }
+    let power = i32::try_from(power - 4 * fraction).ok()?;
+    if power.unsigned_abs() > 1 << 20 {
+        return None;
+    }
+    in_range(quotient(negative, digits, Natural::from(1), power))
+}
+
+/// The exponent after its mark: digits with an optional sign, kept within what matters.
 fn parse_power(text: &[u8]) -> Option<i64> {
     let (negative, digits) = match text {
         [b'-', rest @ ..] => (true, rest),
@@ -249,8 +291,8 @@ fn rounded(negative: bool, value: u128, rest: bool, exponent: i32) -> LongDouble
 /// is zero, and one to round by.
 const QUOTIENT_BITS: i32 = 66;
 
-/// `dividend / divisor`, rounded. Neither is zero.
-fn quotient(negative: bool, mut dividend: Natural, mut divisor: Natural) -> LongDouble {
+/// `dividend / divisor * 2^power`, rounded. Neither is zero.
+fn quotient(negative: bool, mut dividend: Natural, mut divisor: Natural, power: i32) -> LongDouble {
     let shift = dividend.bits() - divisor.bits();
     if shift >= 0 {
         divisor.shift_left(shift as u32);
@@ -267,7 +309,7 @@ fn quotient(negative: bool, mut dividend: Natural, mut divisor: Natural) -> Long
         }
         dividend.shift_left(1);
     }
-    let exponent = shift - (QUOTIENT_BITS - 1);
+    let exponent = power + shift - (QUOTIENT_BITS - 1);
     rounded(negative, bits, !dividend.is_zero(), exponent)
 }
 
@@ -405,6 +447,9 @@ mod tests {
             ("-1e-18", "0", "0"),
             (".5", "5.", "5.5"),
             ("+1", "1E0", "2"),
+            ("0x10", "0X.8p1", "17"),
+            ("-0xFfp-4", "0", "-15.9375"),
+            ("0x0", "0x10000000000000001", "18446744073709551616"),
         ] {
             assert_eq!(sum(a, b).as_deref(), Some(expected), "{a} + {b}");
         }
@@ -436,6 +481,13 @@ mod tests {
             "abc",
             "1e99999999999999999999",
             "\0",
+            "0x",
+            "0x.",
+            "0xg",
+            "0x1p",
+            "0x1p16384",
+            "0x1p-16500",
+            "0x1p99999999999999999999",
             "1\0",
             &long,
         ] {
