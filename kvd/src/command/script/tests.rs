@@ -279,3 +279,84 @@ fn kinds_route_by_what_functions_do() {
     assert!(matches!(kind(&[b"SET", b"a", b"1"]), Kind::Write(_)));
     assert!(matches!(kind(&[b"Config", b"gEt", b"*"]), Kind::Session(_)));
 }
+
+/// Arguments that commands tend to treat in ways of their own.
+const WORDS: &[&str] = &[
+    "",
+    "a",
+    "b",
+    "0",
+    "1",
+    "-1",
+    "3",
+    "x",
+    "NX",
+    "XX",
+    "GET",
+    "GT",
+    "LT",
+    "EX",
+    "PX",
+    "EXAT",
+    "PXAT",
+    "KEEPTTL",
+    "PERSIST",
+    "MATCH",
+    "COUNT",
+    "TYPE",
+    "string",
+    "*",
+    "[",
+    "ASYNC",
+    "1.5",
+    "-0",
+    "1e300",
+    "inf",
+    "9223372036854775807",
+    "-9223372036854775808",
+    "18446744073709551615",
+    "4102444800",
+    "\0\u{ff}",
+    "AUTH",
+    "SETNAME",
+    "ID",
+    "host:1",
+    "FILTERBY",
+    "PATTERN",
+];
+
+fn rows() -> Vec<&'static Spec> {
+    TABLE
+        .iter()
+        .flat_map(|spec| std::iter::once(spec).chain(spec.subcommands))
+        .collect()
+}
+
+proptest::proptest! {
+    /// Whatever a client sends, no function panics, and what is refused changes nothing.
+    #[test]
+    fn no_arguments_break_a_command(
+        calls in proptest::collection::vec(
+            (0..rows().len(), proptest::collection::vec(0..WORDS.len(), 0..7)),
+            1..40,
+        )
+    ) {
+        let store = Store::new(Arc::new(MemoryEngine::new()));
+        let base = store.read().expect("memory is readable");
+        let mut txn =
+            Txn::new(&base, 1, START_MS, SEED, Limits::default()).expect("memory is readable");
+        for (row, words) in calls {
+            let mut args: Vec<&[u8]> = rows()[row].name.split('|').map(str::as_bytes).collect();
+            args.extend(words.iter().map(|word| WORDS[*word].as_bytes()));
+            let Ok(spec) = prepared(&args) else { continue };
+            let before = txn.view().digest().expect("memory is readable");
+            let call = Call { args: &args, seed: SEED };
+            let reply = command::run_write(spec, &call, &mut txn).expect("memory is readable");
+            proptest::prop_assert_ne!(&reply, &Reply::error("ERR internal error"), "{:?}", args);
+            if reply.is_error() || spec.is_read() {
+                let after = txn.view().digest().expect("memory is readable");
+                proptest::prop_assert_eq!(before, after, "{:?}", args);
+            }
+        }
+    }
+}
