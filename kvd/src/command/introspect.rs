@@ -3,6 +3,7 @@
 use crate::command::Effect;
 use crate::command::args::{error, is_word, printable, syntax_error};
 use crate::command::spec::{Flags, Group, Keys, Spec};
+use crate::command::syntax;
 use crate::command::table::{TABLE, find, find_subcommand};
 use crate::resp::{Reply, glob};
 
@@ -168,6 +169,10 @@ fn docs_of(spec: &Spec) -> (Reply, Reply) {
         (bulk("group"), bulk(spec.group.name())),
         (bulk("complexity"), bulk(spec.complexity)),
     ];
+    let arguments = syntax::parse(spec.syntax);
+    if !arguments.is_empty() {
+        fields.push((bulk("arguments"), syntax::reply(&arguments)));
+    }
     if !spec.subcommands.is_empty() {
         let subcommands = spec.subcommands.iter().map(docs_of).collect();
         fields.push((bulk("subcommands"), Reply::Map(subcommands)));

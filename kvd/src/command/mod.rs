@@ -28,6 +28,7 @@ mod server;
 mod session;
 pub mod spec;
 mod string;
+mod syntax;
 mod table;
 
 pub use effect::Effect;

@@ -953,6 +953,16 @@ const CLUSTER: &[Spec] = &[
         "slot",
         "Answers how many keys this node holds in a slot",
     ),
+    Spec::read("cluster|getkeysinslot", 4, server::cluster_getkeysinslot)
+        .flags(Flags::STALE.with(Flags::LOCAL).with(COSTLY))
+        .check(server::check_getkeysinslot)
+        .complexity("O(N) with a count of N")
+        .docs(
+            Group::Cluster,
+            "3.0.0",
+            "slot count",
+            "Answers some keys that this node holds in a slot",
+        ),
     help("cluster|help", Group::Cluster, "5.0.0"),
 ];
 
