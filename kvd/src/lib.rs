@@ -2,7 +2,9 @@
 
 pub mod clock;
 pub mod command;
+pub mod data_dir;
 pub mod doors;
+pub mod exit;
 pub mod keyspace;
 pub mod raft;
 pub mod resp;
