@@ -123,7 +123,7 @@ impl LongDouble {
         let mut text = if exponent >= 0 {
             let mut whole = Natural::from(mantissa);
             whole.shift_left(exponent as u32);
-            whole.to_decimal()
+            whole.into_decimal()
         } else {
             let scaled = u128::from(mantissa) * 10u128.pow(SHOWN_DIGITS as u32);
             let digits = half_even_shift(scaled, false, exponent.unsigned_abs());
@@ -396,7 +396,7 @@ impl Natural {
     /// Nine decimal digits at a time.
     const STEP: u64 = 1_000_000_000;
 
-    fn to_decimal(mut self) -> String {
+    fn into_decimal(mut self) -> String {
         let mut groups = Vec::new();
         while !self.is_zero() {
             let mut rest: u64 = 0;
@@ -527,7 +527,7 @@ mod tests {
                 LongDouble::parse(text.as_bytes()) else { panic!("{text}") };
             let back = rounded(negative, u128::from(mantissa), false, exponent);
             proptest::prop_assert_eq!(back, LongDouble::Finite { negative, mantissa, exponent });
-            let top = (mantissa >> 11) + u64::from((mantissa >> 10) & 1);
+            let top = (mantissa >> 11) + ((mantissa >> 10) & 1);
             let sign = if negative { -1.0 } else { 1.0 };
             if (-1022..=1023).contains(&(exponent + 11)) {
                 let value = sign * top as f64 * 2f64.powi(exponent + 11);

@@ -4,7 +4,7 @@
 //! row, or says in Redis's words that there is none. [`validate`] checks all that can be checked
 //! without state, so that what must fail never enters the log. Then the row's [`Kind`] says who
 //! carries it out: [`run_read`] on a view, [`run_write`] on a transaction, or, for what is about
-//! the connection or the cluster, [`session`], whose [`Effect`] the connection or the node performs.
+//! the connection or the cluster, [`session()`], whose [`Effect`] the connection or the node performs.
 //!
 //! Functions see arguments, a view or a transaction (which carries the time) and a seed, and
 //! nothing else; so the same entry gives the same changes and replies on every node.

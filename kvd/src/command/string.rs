@@ -126,21 +126,9 @@ pub(super) fn set(call: &Call<'_>, txn: &mut Txn<'_>) -> Answer {
     {
         return Ok(old.unwrap_or(Reply::Null));
     }
-    store(txn, key, value, expire)?;
-    Ok(old.unwrap_or(Reply::Ok))
-}
-
-/// Writes a value; one that would be expired already leaves no key, as in Redis, where nobody can
-/// see it any more.
-fn store(txn: &mut Txn<'_>, key: &[u8], value: &[u8], expire: Expire) -> Result<(), Failure> {
-    if let Expire::At(at_ms) = expire
-        && at_ms < txn.view().now_ms()
-    {
-        txn.delete(key)?;
-        return Ok(());
-    }
+    // A time that is over already leaves no key.
     txn.set_string(key, value, expire)?;
-    Ok(())
+    Ok(old.unwrap_or(Reply::Ok))
 }
 
 pub(super) fn setnx(call: &Call<'_>, txn: &mut Txn<'_>) -> Answer {
@@ -234,13 +222,9 @@ pub(super) fn getex(call: &Call<'_>, txn: &mut Txn<'_>) -> Answer {
             txn.set_expiry(key, None)?;
         }
         GetexOption::Expire(unit, arg) => {
-            let now_ms = txn.view().now_ms();
-            let at_ms = deadline(arg, unit, "getex")?.resolve(now_ms, "getex")?;
-            if at_ms <= now_ms {
-                txn.delete(key)?;
-            } else {
-                txn.set_expiry(key, Some(at_ms))?;
-            }
+            let at_ms = deadline(arg, unit, "getex")?.resolve(txn.view().now_ms(), "getex")?;
+            // A time that is over already deletes the key.
+            txn.set_expiry(key, Some(at_ms))?;
         }
     }
     Ok(value)
@@ -255,7 +239,7 @@ pub(super) fn check_msetnx(args: &[&[u8]]) -> Result<(), Reply> {
 }
 
 fn check_pairs(args: &[&[u8]], command: &str) -> Result<(), Reply> {
-    if args.len() % 2 == 0 {
+    if args.len().is_multiple_of(2) {
         return error(format!(
             "ERR wrong number of arguments for '{command}' command"
         ));
