@@ -3,6 +3,7 @@
 use crate::command::Effect;
 use crate::command::args::{error, is_word, printable, syntax_error};
 use crate::command::spec::{Flags, Group, Keys, Spec};
+use crate::command::syntax;
 use crate::command::table::{TABLE, find, find_subcommand};
 use crate::resp::{Reply, glob};
 
@@ -61,9 +62,13 @@ fn info_of(spec: &Spec) -> Reply {
         Reply::Int(last),
         Reply::Int(step),
         Reply::Set(categories(spec).into_iter().map(Reply::simple).collect()),
-        Reply::Array(Vec::new()),
+        Reply::Set(Vec::new()),
         key_specs(spec),
-        Reply::Array(spec.subcommands.iter().map(info_of).collect()),
+        if spec.subcommands.is_empty() {
+            Reply::Set(Vec::new())
+        } else {
+            Reply::Array(spec.subcommands.iter().map(info_of).collect())
+        },
     ])
 }
 
@@ -164,6 +169,10 @@ fn docs_of(spec: &Spec) -> (Reply, Reply) {
         (bulk("group"), bulk(spec.group.name())),
         (bulk("complexity"), bulk(spec.complexity)),
     ];
+    let arguments = syntax::parse(spec.syntax);
+    if !arguments.is_empty() {
+        fields.push((bulk("arguments"), syntax::reply(&arguments)));
+    }
     if !spec.subcommands.is_empty() {
         let subcommands = spec.subcommands.iter().map(docs_of).collect();
         fields.push((bulk("subcommands"), Reply::Map(subcommands)));
@@ -184,13 +193,10 @@ pub(super) fn list(args: &[&[u8]]) -> Answer {
         ok(Reply::Array(names.collect()))
     };
     match &args[2..] {
-        [] => {
-            let names = TABLE.iter().map(|spec| bulk(spec.name));
-            ok(Reply::Array(names.collect()))
-        }
+        [] => names(&|_| true),
         [filter, by, what] if is_word(filter, "FILTERBY") => {
             if is_word(by, "PATTERN") {
-                names(&|spec| glob::matches(what, spec.name.as_bytes()))
+                names(&|spec| glob::matches(what, spec.name.as_bytes(), true))
             } else if is_word(by, "ACLCAT") {
                 let wanted = format!("@{}", printable(what).to_ascii_lowercase());
                 names(&|spec| categories(spec).contains(&wanted.as_str()))

@@ -39,7 +39,7 @@ pub(super) fn keys(call: &Call<'_>, view: &View<'_>) -> Answer {
     let mut cursor = 0;
     loop {
         cursor = view.scan(cursor, KEYS_STEP, |key, _| {
-            if glob::matches(pattern, key) {
+            if glob::matches(pattern, key, false) {
                 found.push(Reply::bulk_from(key));
             }
         })?;
@@ -112,7 +112,7 @@ pub(super) fn scan(call: &Call<'_>, view: &View<'_>) -> Answer {
         let wanted = scan.kind.is_none_or(|name| is_word(name, meta.kind.name()))
             && scan
                 .pattern
-                .is_none_or(|pattern| glob::matches(pattern, key));
+                .is_none_or(|pattern| glob::matches(pattern, key, false));
         if wanted {
             found.push(Reply::bulk_from(key));
         }

@@ -4,7 +4,7 @@
 //! row, or says in Redis's words that there is none. [`validate`] checks all that can be checked
 //! without state, so that what must fail never enters the log. Then the row's [`Kind`] says who
 //! carries it out: [`run_read`] on a view, [`run_write`] on a transaction, or, for what is about
-//! the connection or the cluster, [`session`], whose [`Effect`] the connection or the node performs.
+//! the connection or the cluster, [`session()`], whose [`Effect`] the connection or the node performs.
 //!
 //! Functions see arguments, a view or a transaction (which carries the time) and a seed, and
 //! nothing else; so the same entry gives the same changes and replies on every node.
@@ -20,13 +20,19 @@ mod args;
 pub mod effect;
 mod introspect;
 mod key;
+mod long_double;
+mod reference;
+#[doc(hidden)]
+pub mod script;
 mod server;
 mod session;
 pub mod spec;
 mod string;
+mod syntax;
 mod table;
 
 pub use effect::Effect;
+pub use reference::reference;
 pub use spec::{Call, Flags, Group, Keys, Kind, Spec};
 pub use table::{TABLE, find};
 
@@ -115,6 +121,9 @@ pub fn run_read(spec: &Spec, call: &Call<'_>, view: &View<'_>) -> Result<Reply, 
     let Kind::Read(function) = spec.kind else {
         panic!("{} is not a read", spec.name);
     };
+    if !spec.accepts(call.args.len()) {
+        return Ok(args::wrong_arity(spec));
+    }
     match contained(spec, || function(call, view)) {
         Ok(reply) | Err(Failure::Answer(reply)) => Ok(reply),
         Err(Failure::Engine(error)) => Err(error),
@@ -134,6 +143,9 @@ pub fn run_write(spec: &Spec, call: &Call<'_>, txn: &mut Txn<'_>) -> Result<Repl
         Kind::Read(_) => return run_read(spec, call, &txn.view()),
         Kind::Session(_) => panic!("{} has no business in an entry", spec.name),
     };
+    if !spec.accepts(call.args.len()) {
+        return Ok(args::wrong_arity(spec));
+    }
     let savepoint = txn.savepoint();
     match contained(spec, || function(call, txn)) {
         Ok(reply) => Ok(reply),

@@ -37,3 +37,25 @@ pub(super) fn cluster_countkeysinslot(call: &Call<'_>, view: &View<'_>) -> Answe
         view.count_keys_in_slot(slot(call.args[2])?)? as i64
     ))
 }
+
+/// One answer holds no more keys than this, however many are asked for.
+const KEYS_MAX: usize = 100_000;
+
+fn slot_and_count(args: &[&[u8]]) -> Result<(u16, usize), Reply> {
+    let (slot, count) = (integer(args[2])?, integer(args[3])?);
+    if !(0..SLOTS).contains(&slot) || count < 0 {
+        return error("ERR Invalid slot or number of keys");
+    }
+    let count = usize::try_from(count).map_or(KEYS_MAX, |count| count.min(KEYS_MAX));
+    Ok((slot as u16, count))
+}
+
+pub(super) fn check_getkeysinslot(args: &[&[u8]]) -> Result<(), Reply> {
+    slot_and_count(args).map(|_| ())
+}
+
+pub(super) fn cluster_getkeysinslot(call: &Call<'_>, view: &View<'_>) -> Answer {
+    let (slot, count) = slot_and_count(call.args)?;
+    let keys = view.keys_in_slot(slot, count)?;
+    Ok(Reply::Array(keys.into_iter().map(Reply::Bulk).collect()))
+}

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::command::args::{self, Deadline, Unit, deadline, error, integer, is_word, syntax_error};
+use crate::command::long_double::LongDouble;
 use crate::command::{Call, Failure};
 use crate::keyspace::{Expire, Txn, View};
 use crate::resp::Reply;
@@ -125,21 +126,9 @@ pub(super) fn set(call: &Call<'_>, txn: &mut Txn<'_>) -> Answer {
     {
         return Ok(old.unwrap_or(Reply::Null));
     }
-    store(txn, key, value, expire)?;
-    Ok(old.unwrap_or(Reply::Ok))
-}
-
-/// Writes a value; one that would be expired already leaves no key, as in Redis, where nobody can
-/// see it any more.
-fn store(txn: &mut Txn<'_>, key: &[u8], value: &[u8], expire: Expire) -> Result<(), Failure> {
-    if let Expire::At(at_ms) = expire
-        && at_ms < txn.view().now_ms()
-    {
-        txn.delete(key)?;
-        return Ok(());
-    }
+    // A time that is over already leaves no key.
     txn.set_string(key, value, expire)?;
-    Ok(())
+    Ok(old.unwrap_or(Reply::Ok))
 }
 
 pub(super) fn setnx(call: &Call<'_>, txn: &mut Txn<'_>) -> Answer {
@@ -233,13 +222,9 @@ pub(super) fn getex(call: &Call<'_>, txn: &mut Txn<'_>) -> Answer {
             txn.set_expiry(key, None)?;
         }
         GetexOption::Expire(unit, arg) => {
-            let now_ms = txn.view().now_ms();
-            let at_ms = deadline(arg, unit, "getex")?.resolve(now_ms, "getex")?;
-            if at_ms <= now_ms {
-                txn.delete(key)?;
-            } else {
-                txn.set_expiry(key, Some(at_ms))?;
-            }
+            let at_ms = deadline(arg, unit, "getex")?.resolve(txn.view().now_ms(), "getex")?;
+            // A time that is over already deletes the key.
+            txn.set_expiry(key, Some(at_ms))?;
         }
     }
     Ok(value)
@@ -254,7 +239,7 @@ pub(super) fn check_msetnx(args: &[&[u8]]) -> Result<(), Reply> {
 }
 
 fn check_pairs(args: &[&[u8]], command: &str) -> Result<(), Reply> {
-    if args.len() % 2 == 0 {
+    if args.len().is_multiple_of(2) {
         return error(format!(
             "ERR wrong number of arguments for '{command}' command"
         ));
@@ -404,6 +389,23 @@ fn add(txn: &mut Txn<'_>, key: &[u8], delta: i64) -> Answer {
     let mut buffer = itoa::Buffer::new();
     txn.set_string(key, buffer.format(new).as_bytes(), Expire::Keep)?;
     Ok(Reply::Int(new))
+}
+
+pub(super) fn incrbyfloat(call: &Call<'_>, txn: &mut Txn<'_>) -> Answer {
+    let key = call.args[1];
+    let float = |bytes: &[u8]| {
+        LongDouble::parse(bytes).ok_or_else(|| Reply::error("ERR value is not a valid float"))
+    };
+    let old = match read_string(&txn.view(), key, float)? {
+        Some(value) => value?,
+        None => LongDouble::ZERO,
+    };
+    let sum = old.add(float(call.args[2])?);
+    let Some(text) = sum.to_text() else {
+        return Ok(error("ERR increment would produce NaN or Infinity")?);
+    };
+    txn.set_string(key, text.as_bytes(), Expire::Keep)?;
+    Ok(Reply::Bulk(text.into()))
 }
 
 #[cfg(test)]

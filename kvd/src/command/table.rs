@@ -216,6 +216,15 @@ pub static TABLE: &[Spec] = &[
             "key decrement",
             "Takes a number away from an integer",
         ),
+    Spec::write("incrbyfloat", 3, string::incrbyfloat)
+        .keys(1, 1, 1)
+        .flags(GROWS.with(FAST))
+        .docs(
+            Group::String,
+            "2.6.0",
+            "key increment",
+            "Adds a number, which may have a fraction, to one",
+        ),
     // Keys.
     Spec::write("del", -2, key::del)
         .keys(1, -1, 1)
@@ -559,7 +568,7 @@ pub static TABLE: &[Spec] = &[
             "Answers the time in seconds and microseconds",
         ),
     Spec::session("role", 1, session::role)
-        .flags(ADMIN.with(FAST))
+        .flags(ALWAYS.with(NOSCRIPT).with(FAST).with(Flags::DANGEROUS))
         .docs(
             Group::Server,
             "2.8.12",
@@ -944,6 +953,16 @@ const CLUSTER: &[Spec] = &[
         "slot",
         "Answers how many keys this node holds in a slot",
     ),
+    Spec::read("cluster|getkeysinslot", 4, server::cluster_getkeysinslot)
+        .flags(Flags::STALE.with(Flags::LOCAL).with(COSTLY))
+        .check(server::check_getkeysinslot)
+        .complexity("O(N) with a count of N")
+        .docs(
+            Group::Cluster,
+            "3.0.0",
+            "slot count",
+            "Answers some keys that this node holds in a slot",
+        ),
     help("cluster|help", Group::Cluster, "5.0.0"),
 ];
 

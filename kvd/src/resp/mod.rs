@@ -16,14 +16,3 @@ pub use parser::fuzz_requests;
 pub use parser::{Args, Limits, Parsed, ProtocolError, RequestParser};
 pub use reply::Reply;
 pub use writer::{OutputBuffer, Protocol, write};
-/// Patterns of keys.
-pub mod glob {
-    /// Whether `text` matches `pattern`, where `*` stands for anything.
-    pub fn matches(pattern: &[u8], text: &[u8]) -> bool {
-        match pattern.split_first() {
-            None => text.is_empty(),
-            Some((b'*', rest)) => (0..=text.len()).any(|at| matches(rest, &text[at..])),
-            Some((byte, rest)) => text.first() == Some(byte) && matches(rest, &text[1..]),
-        }
-    }
-}
