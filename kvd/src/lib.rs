@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod doors;
 pub mod keyspace;
+pub mod net;
 pub mod raft;
 pub mod resp;
 pub mod storage;

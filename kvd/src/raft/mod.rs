@@ -2,6 +2,8 @@
 
 pub mod codec;
 pub mod entry;
+pub mod spool;
+pub mod transport;
 pub mod types;
 
 pub use types::{
