@@ -158,6 +158,9 @@ pub trait Gate: Send + Sync {
             );
             return Err(Refusal::new(RefusalCode::Target, text));
         }
+        if hello.group != 0 {
+            return Err(Refusal::new(RefusalCode::Other, "there is one group only"));
+        }
         same_cluster(own.cluster, hello.sender.cluster)?;
         Ok(own)
     }

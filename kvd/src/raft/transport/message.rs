@@ -105,23 +105,21 @@ pub(super) fn put_append(out: &mut Burst, append: &Append) {
         put_log_id(head, &entry.log_id);
         let at = head.len();
         head.extend_from_slice(&[0; 4]);
-        let len = match &entry.payload {
+        let (len, shared) = match &entry.payload {
             openraft::EntryPayload::Normal(proposal) => {
-                // The kind byte in front, then the proposal from where it is.
-                let mut kind = Vec::with_capacity(1);
-                put_payload(&mut kind, &proposal_head());
-                head.extend_from_slice(&kind);
-                let len = kind.len() + proposal.0.len();
-                head[at..at + 4].copy_from_slice(&(len as u32).to_le_bytes());
-                out.put(&proposal.0);
-                continue;
+                // What precedes any proposal, then the proposal from where it is.
+                put_payload(head, &proposal_head());
+                (head.len() - at - 4 + proposal.0.len(), Some(&proposal.0))
             }
             payload => {
                 put_payload(head, payload);
-                head.len() - at - 4
+                (head.len() - at - 4, None)
             }
         };
         head[at..at + 4].copy_from_slice(&(len as u32).to_le_bytes());
+        if let Some(proposal) = shared {
+            out.put(proposal);
+        }
     }
 }
 

@@ -28,6 +28,7 @@ use super::message::{
 };
 use super::{ConnKind, Context, Throttle, transfer};
 use crate::doors::{self, BoxFuture, Listener, Stream};
+use crate::raft::codec::Malformed;
 use crate::raft::spool::{SnapshotData, SnapshotSink};
 use crate::raft::{NodeId, TypeConfig, Vote};
 
@@ -250,8 +251,8 @@ pub async fn serve(
             Ok((stream, peer)) => {
                 let service = service.clone();
                 let generation = service.generation.subscribe();
-                let _io = service.ctx.io.clone();
-                let _entered = _io.enter();
+                let io = service.ctx.io.clone();
+                let _entered = io.enter();
                 doors::spawn(async move {
                     connection(&service, stream, &peer, generation).await;
                     drop(permit);
@@ -352,6 +353,14 @@ impl Answers {
     }
 }
 
+/// A connection is about the group that its handshake named.
+fn of_group(frame: Frame, group: u32) -> Result<Frame, WireError> {
+    if frame.group != group {
+        return Err(Malformed("frame: of another group").into());
+    }
+    Ok(frame)
+}
+
 async fn serve_appends(service: &Service, conn: Conn) -> Result<(), WireError> {
     let limits = &service.ctx.limits;
     let Conn {
@@ -359,6 +368,7 @@ async fn serve_appends(service: &Service, conn: Conn) -> Result<(), WireError> {
         mut reader,
         writer,
     } = conn;
+    let group = hello.group;
     let mut out = Answers {
         writer,
         burst: Burst::default(),
@@ -421,7 +431,7 @@ async fn serve_appends(service: &Service, conn: Conn) -> Result<(), WireError> {
                 out.burst.write(&mut out.writer, limits.silence).await?;
             }
             frame = reader.next(), if room => {
-                let frame = frame?;
+                let frame = of_group(frame?, group)?;
                 used = Instant::now();
                 if frame.kind == KEEPALIVE {
                     continue;
@@ -493,6 +503,7 @@ async fn serve_requests(service: &Service, conn: Conn) -> Result<(), WireError> 
         mut reader,
         writer,
     } = conn;
+    let group = hello.group;
     let control = hello.kind == ConnKind::Control;
     let mut out = Answers {
         writer,
@@ -535,7 +546,7 @@ async fn serve_requests(service: &Service, conn: Conn) -> Result<(), WireError> 
                 out.burst.write(&mut out.writer, limits.silence).await?;
             }
             frame = reader.next(), if room => {
-                let frame = frame?;
+                let frame = of_group(frame?, group)?;
                 used = Instant::now();
                 if frame.kind == KEEPALIVE {
                     continue;
