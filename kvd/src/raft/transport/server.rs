@@ -226,6 +226,11 @@ impl Service {
     pub fn disconnect(&self) {
         self.generation.send_modify(|generation| *generation += 1);
     }
+
+    /// How many connections of peers there are.
+    pub fn connections(&self) -> usize {
+        self.generation.receiver_count()
+    }
 }
 
 /// Accepts peers until `stop` is ready, then ends their connections and waits until the last is
@@ -394,8 +399,7 @@ async fn serve_appends(service: &Service, conn: Conn) -> Result<(), WireError> {
             {
                 let mut answer = answer;
                 // All answers that are ready go out with one write.
-                loop {
-                    let Some((id, bytes)) = owed.pop_front() else { break };
+                while let Some((id, bytes)) = owed.pop_front() {
                     owed_bytes -= bytes;
                     let goes_on = match &answer {
                         Some(Ok(appended)) => {

@@ -402,7 +402,7 @@ async fn pipelined_appends_keep_their_order_and_match_their_answers() {
         let mut peer = world.peer().await;
         let (count, each) = (500, 3);
         // Small ones, and some that are written from where they are.
-        let bytes = |i: u64| if i % 50 == 0 { 300_000 } else { 20 };
+        let bytes = |i: u64| if i.is_multiple_of(50) { 300_000 } else { 20 };
         let requests: Vec<_> = (0..count)
             .map(|i| append(i * each, each, bytes(i)))
             .collect();
@@ -481,6 +481,49 @@ async fn connection_lost_in_mid_pipeline_ends_the_stream_with_an_error() {
         );
         assert!(answers.next().await.is_none());
         drop(answers);
+        world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn appends_meet_the_raft_that_is_there_and_wait_while_there_is_none() {
+    let world = World::new(Arc::new(MemoryNet::default())).await;
+    let mut peer = world.peer().await;
+    let mut ask = async |from| {
+        let requests = stream::iter([append(from, 1, 8)]);
+        let mut answers = peer.stream_append(requests, option()).await.unwrap();
+        answers.next().await.unwrap()
+    };
+    assert!(ask(0).await.unwrap().is_ok());
+    world.raft.set(None);
+    world.service.disconnect();
+    // The first may still meet the connection that is being closed.
+    while !matches!(ask(1).await, Err(RPCError::Unreachable(_))) {}
+    let other = FakePort::default();
+    world.raft.set(Some(Arc::new(other.clone())));
+    assert!(ask(1).await.unwrap().is_ok());
+    assert_eq!(*other.0.appended.lock().unwrap(), [1]);
+    assert_eq!(*world.fake.appended.lock().unwrap(), [0]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn unused_connection_is_closed_and_made_again() {
+    for net in nets() {
+        let world = World::new(net).await;
+        let mut ctx = context(&world.net, identity(CLIENT, 1));
+        ctx.limits.idle = Duration::from_millis(100);
+        let client = RequestClient::new(Arc::new(ctx));
+        for _ in 0..3 {
+            let call = client.call(SERVER, &world.addr, Bytes::from_static(b"x"), PATIENCE);
+            assert_eq!(call.await.unwrap(), "x");
+            let closed = async {
+                while world.service.connections() > 0 {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            timeout(PATIENCE, closed).await.expect("closed as idle");
+        }
         world.stop().await;
     }
 }
