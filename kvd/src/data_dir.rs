@@ -274,7 +274,7 @@ fn read_identity(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirError> {
 
 fn new_identity(birth: &Birth, random: &Random) -> Identity {
     // Zero means "unknown" on the wire.
-    let mut nonzero = || random.next() | 1 << 63;
+    let nonzero = || random.next() | 1 << 63;
     let cluster = u128::from(nonzero()) << 64 | u128::from(random.next());
     Identity {
         magic: MAGIC.to_owned(),

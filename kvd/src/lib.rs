@@ -1,7 +1,10 @@
 //! kvd: a distributed key-value server that speaks the Redis protocol, replicated by Raft.
 
 pub mod clock;
+pub mod command;
+pub mod data_dir;
 pub mod doors;
+pub mod exit;
 pub mod keyspace;
 pub mod net;
 pub mod raft;

@@ -215,3 +215,23 @@ pub trait View: Send + Sync + 'static {
     /// `Io` or `Corruption`.
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()>;
 }
+
+/// The view of an engine without [`Caps::VIEW`]: there is no value of it.
+pub struct NoView<B> {
+    never: std::convert::Infallible,
+    _engine: std::marker::PhantomData<fn() -> B>,
+}
+
+impl<B: 'static> View for NoView<B> {
+    fn mark(&self) -> &Mark {
+        match self.never {}
+    }
+
+    fn get(&self, _key: &[u8], _out: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        match self.never {}
+    }
+
+    fn scan(&self, _range: Range<'_>, _out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
+        match self.never {}
+    }
+}

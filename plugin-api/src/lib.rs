@@ -1,7 +1,10 @@
 //! The stable interface between kvd and its storage engines.
 
 mod backend;
+mod gen_dir;
+mod options;
 mod types;
 
-pub use backend::{Backend, Feed, Flow, Mark, Op, OpenContext, Range, View};
+pub use backend::{Backend, Feed, Flow, Mark, NoView, Op, OpenContext, Range, View};
+pub use gen_dir::{GenDir, Generation};
 pub use types::{Caps, Error, ErrorKind, Limits, OptionKind, OptionSpec, Options, Result};

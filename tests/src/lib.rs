@@ -1,1 +1,395 @@
-//! The test harness.
+//! The harness for tests of whole nodes: builds kvd and its plugins once, starts them as real
+//! processes on free ports and in temporary directories, and speaks RESP to them.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use kvd::resp::{Protocol, Reply, ReplyDecoder};
+
+/// How long anything may take that should take moments; only a hang meets it.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Lets one test of processes run at a time: they share two cores, and elections are timed.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The folder with the `kvd` binary and the plugins, built when first asked for.
+pub fn built() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .current_dir(repository())
+            .args(["build", "--locked", "-p", "kvd"])
+            .args(["-p", "kvd-redb", "-p", "kvd-sled", "-p", "kvd-memory"])
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "the build of kvd and its plugins failed");
+        let target = std::env::var_os("CARGO_TARGET_DIR")
+            .map_or_else(|| repository().join("target"), PathBuf::from);
+        target.join("debug")
+    })
+}
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the root").to_owned()
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+}
+
+/// Calls `done` until it holds, or fails after [`PATIENCE`].
+///
+/// # Panics
+///
+/// It did not hold in time.
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// How to start a node; its process comes and goes, its directory and ports stay.
+pub struct Node {
+    /// Its data directory.
+    pub dir: PathBuf,
+    /// Its client port.
+    pub port: u16,
+    /// Its Raft port.
+    pub raft_port: u16,
+    backend: String,
+    extra: Vec<String>,
+    envs: Vec<(String, String)>,
+    process: Option<Child>,
+}
+
+impl Node {
+    /// A node with its data under `root`, not started yet.
+    pub fn new(root: &Path, name: &str, backend: &str) -> Self {
+        Node {
+            dir: root.join(name),
+            port: free_port(),
+            raft_port: free_port(),
+            backend: backend.to_owned(),
+            extra: Vec::new(),
+            envs: Vec::new(),
+            process: None,
+        }
+    }
+
+    /// Adds flags.
+    #[must_use]
+    pub fn with(mut self, flags: &[&str]) -> Self {
+        self.extra.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
+    }
+
+    /// Adds an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.envs.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Where clients reach it.
+    pub fn addr(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where peers reach it.
+    pub fn raft_addr(&self) -> String {
+        format!("127.0.0.1:{}", self.raft_port)
+    }
+
+    /// What it has written to its standard error so far, all runs together.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.with_extension("log")).unwrap_or_default()
+    }
+
+    /// Starts the process without waiting for it to serve.
+    ///
+    /// # Panics
+    ///
+    /// It runs already, or cannot be started.
+    pub fn spawn(&mut self) {
+        assert!(self.process.is_none(), "the node runs already");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.with_extension("log"))
+            .expect("the log file opens");
+        let child = Command::new(built().join("kvd"))
+            .args(["--addr", &self.addr(), "--raft-addr", &self.raft_addr()])
+            .args(["--backend", &self.backend])
+            .args(&self.extra)
+            .arg(&self.dir)
+            .envs(self.envs.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("kvd starts");
+        self.process = Some(child);
+    }
+
+    /// Starts the process and waits until it answers PING.
+    ///
+    /// # Panics
+    ///
+    /// It does not.
+    pub fn start(&mut self) {
+        self.spawn();
+        until("the node answers PING", || {
+            if let Some(status) = self.exited() {
+                panic!("the node ended with {status}: {}", self.log());
+            }
+            Client::connect(&self.addr())
+                .and_then(|mut client| client.try_call(&["PING"]))
+                .is_ok_and(|reply| reply == Reply::pong())
+        });
+    }
+
+    /// How the process ended, if it did.
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.process.as_mut()?.try_wait().expect("the process can be waited for")
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.process.take() {
+            // It may have ended by itself.
+            drop(child.kill());
+            child.wait().expect("the process can be waited for");
+        }
+    }
+
+    /// SIGTERM, and the exit code.
+    ///
+    /// # Panics
+    ///
+    /// It does not end.
+    pub fn terminate(&mut self) -> Option<i32> {
+        let child = self.process.as_mut()?;
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a live process");
+        until("the node ends after SIGTERM", || self.exited().is_some());
+        self.process.take()?.wait().expect("the process can be waited for").code()
+    }
+
+    /// The process's number, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
+    /// A connection.
+    ///
+    /// # Panics
+    ///
+    /// There is none to be had.
+    pub fn client(&self) -> Client {
+        Client::connect(&self.addr()).expect("the node accepts a connection")
+    }
+
+    /// One field of INFO.
+    pub fn info(&self, field: &str) -> Option<String> {
+        let text = match self.client().call(&["INFO", "everything"]) {
+            Reply::Bulk(text) | Reply::Verbatim { text, .. } => text,
+            other => panic!("INFO answered {other:?}"),
+        };
+        let text = String::from_utf8(text.to_vec()).expect("INFO is text");
+        text.lines()
+            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+            .map(|value| value.trim().to_owned())
+    }
+
+    /// One numeric field of INFO.
+    ///
+    /// # Panics
+    ///
+    /// The field is absent or no number.
+    pub fn info_number(&self, field: &str) -> u64 {
+        self.info(field)
+            .unwrap_or_else(|| panic!("INFO has no {field}"))
+            .parse()
+            .expect("the field is a number")
+    }
+
+    /// `DEBUG DIGEST`.
+    ///
+    /// # Panics
+    ///
+    /// The answer is not a digest.
+    pub fn digest(&self) -> String {
+        match self.client().call(&["DEBUG", "DIGEST"]) {
+            Reply::Bulk(digest) => String::from_utf8(digest.to_vec()).expect("hex digits"),
+            Reply::Simple(digest) => digest.into_owned(),
+            other => panic!("DEBUG DIGEST answered {other:?}"),
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.dir.display(), self.log());
+        }
+        self.kill();
+    }
+}
+
+/// A connection that speaks RESP.
+pub struct Client {
+    stream: TcpStream,
+    decoder: ReplyDecoder,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// Nobody listens there.
+    pub fn connect(addr: &str) -> io::Result<Self> {
+        let stream = TcpStream::connect(addr)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Client { stream, decoder: ReplyDecoder::default() })
+    }
+
+    /// Sends a command and waits for its reply.
+    ///
+    /// # Errors
+    ///
+    /// The connection was closed or timed out.
+    pub fn try_call<A: AsRef<[u8]>>(&mut self, args: &[A]) -> io::Result<Reply> {
+        self.send(args)?;
+        self.receive()
+    }
+
+    /// Sends a command and waits for its reply.
+    ///
+    /// # Panics
+    ///
+    /// The connection was closed or timed out.
+    pub fn call<A: AsRef<[u8]>>(&mut self, args: &[A]) -> Reply {
+        self.try_call(args).expect("the node answers")
+    }
+
+    /// Sends a command without waiting.
+    ///
+    /// # Errors
+    ///
+    /// The connection was closed.
+    pub fn send<A: AsRef<[u8]>>(&mut self, args: &[A]) -> io::Result<()> {
+        self.stream.write_all(&request(args))
+    }
+
+    /// Sends bytes as they are.
+    ///
+    /// # Errors
+    ///
+    /// The connection was closed.
+    pub fn send_raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
+    /// The next reply.
+    ///
+    /// # Errors
+    ///
+    /// The connection was closed or timed out, or what came is not RESP.
+    pub fn receive(&mut self) -> io::Result<Reply> {
+        let mut chunk = [0; 64 * 1024];
+        loop {
+            if let Some(reply) = self.decoder.next().map_err(io::Error::other)? {
+                return Ok(reply);
+            }
+            match self.stream.read(&mut chunk)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => self.decoder.feed(&chunk[..n]),
+            }
+        }
+    }
+}
+
+/// A command as bytes.
+pub fn request<A: AsRef<[u8]>>(args: &[A]) -> Vec<u8> {
+    let mut out = format!("*{}\r\n", args.len()).into_bytes();
+    for arg in args {
+        let arg = arg.as_ref();
+        out.extend_from_slice(format!("${}\r\n", arg.len()).as_bytes());
+        out.extend_from_slice(arg);
+        out.extend_from_slice(b"\r\n");
+    }
+    out
+}
+
+/// The protocol that connections of the harness speak.
+pub const PROTOCOL: Protocol = Protocol::Resp2;
+
+/// Founds a cluster of the given backends; the first node leads at first.
+///
+/// # Panics
+///
+/// A node does not start or is not taken in.
+pub fn cluster(root: &Path, backends: &[&str]) -> Vec<Node> {
+    let mut nodes: Vec<Node> = backends
+        .iter()
+        .enumerate()
+        .map(|(n, backend)| Node::new(root, &format!("node{n}"), backend))
+        .collect();
+    for node in &mut nodes {
+        node.start();
+    }
+    for n in 1..nodes.len() {
+        let (name, addr) = (format!("node{n}"), nodes[n].raft_addr());
+        assert_eq!(nodes[0].client().call(&["JOIN", &name, &addr]), Reply::Ok);
+    }
+    nodes
+}
+
+/// Waits until all nodes have applied the same entry, and returns their digests.
+///
+/// # Panics
+///
+/// They do not come level.
+pub fn level_digests(nodes: &[Node]) -> Vec<String> {
+    let mut digests = Vec::new();
+    until("all nodes are level with equal positions", || {
+        let applied = |node: &Node| node.info_number("raft_applied_index");
+        let before: Vec<u64> = nodes.iter().map(applied).collect();
+        digests = nodes.iter().map(Node::digest).collect();
+        let after: Vec<u64> = nodes.iter().map(applied).collect();
+        before == after && before.iter().all(|index| *index == before[0])
+    });
+    digests
+}
+
+/// The node that leads, once there is one.
+///
+/// # Panics
+///
+/// There is none for long.
+pub fn leader(nodes: &[Node]) -> usize {
+    let mut found = None;
+    until("a leader is elected", || {
+        found = nodes.iter().position(|node| {
+            node.pid().is_some() && node.info("raft_role").as_deref() == Some("leader")
+        });
+        found.is_some()
+    });
+    found.expect("until has found one")
+}

@@ -351,6 +351,27 @@ impl<'a> View<'a> {
         Ok(value)
     }
 
+    /// The bookkeeping values whose names begin with `prefix`, in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// The engine's failure.
+    pub fn systems(&self, prefix: &str) -> Result<Vec<(String, Bytes)>, Failure> {
+        let from = encoding::system_key(prefix);
+        let mut found = Vec::new();
+        let range = Range { from: from.as_slice(), to: None, reverse: false };
+        self.read().scan(range, &mut |key, value| {
+            if !key.starts_with(from.as_slice()) {
+                return Flow::Stop;
+            }
+            let name = &key[encoding::SYSTEM_PREFIX.len()..];
+            let name = String::from_utf8_lossy(name).into_owned();
+            found.push((name, Bytes::copy_from_slice(value)));
+            Flow::Continue
+        })?;
+        Ok(found)
+    }
+
     /// SHA-256, cut to 20 bytes, over all keys in stored order: key, type, expiry and value.
     ///
     /// Equal contents at one replicated time give equal digests, whichever way they came about and

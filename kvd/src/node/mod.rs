@@ -2,9 +2,775 @@
 //!
 //! This is all that `server` knows of agreement.
 
+mod core;
+mod leader_time;
+mod maintain;
+mod membership;
+mod peer;
+mod propose;
+mod read;
 mod types;
 
-pub use types::{
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::type_config::async_runtime::watch::WatchReceiver as _;
+use openraft::{Config, ServerState, SnapshotPolicy};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+
+use self::core::{Core, Leadership, Watcher};
+use self::peer::{Request, Response};
+use self::propose::Proposer;
+use self::read::Barrier;
+pub use self::types::{
     ConfigLimits, JoinRequest, MemberStatus, ReadLevel, Reading, RedirectMode, Role, Status,
     Written,
 };
+use crate::data_dir::{DataDir, DataDirError, Stage};
+use crate::doors::{BoxFuture, Doors, NodeScope};
+use crate::keyspace::{self, State};
+use crate::raft::entry::{FEATURE_LEVEL, Group};
+use crate::raft::executor::Executor;
+use crate::raft::log::{self, LogStore};
+use crate::raft::snapshot::SnapshotDir;
+use crate::raft::state_machine::{self, StateMachine};
+use crate::raft::transport;
+use crate::raft::{Member, NodeId, Raft, log_id};
+use crate::resp::Reply;
+use crate::storage::{Caps, Engine, Store};
+
+/// Heartbeats of a leader.
+pub const HEARTBEAT: Duration = Duration::from_millis(75);
+
+/// A follower that has not heard of its leader for a time between these two asks for votes.
+pub const ELECTION: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(500));
+
+/// What a node is told from outside.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where clients reach this node, as it is announced.
+    pub client_addr: String,
+    /// Where peers reach this node, as it is announced.
+    pub raft_addr: String,
+    /// Its name until a cluster gives it another.
+    pub name: String,
+    /// How long commands wait for a leader.
+    pub hold: Duration,
+    /// How long a proposed write may take before its outcome counts as unknown.
+    pub write_timeout: Duration,
+    /// Sizes that are refused before the log.
+    pub limits: ConfigLimits,
+}
+
+impl Settings {
+    fn member(&self) -> Member {
+        Member {
+            name: self.name.clone(),
+            raft_addr: self.raft_addr.clone(),
+            client_addr: self.client_addr.clone(),
+        }
+    }
+}
+
+/// Opens the engine in a directory.
+pub type OpenEngine = Arc<dyn Fn(&Path) -> Result<Arc<dyn Engine>, String> + Send + Sync>;
+
+/// Called once when the node cannot go on: an exit code and one line.
+pub type OnFatal = Arc<dyn Fn(i32, &str) + Send + Sync>;
+
+/// Numbers about proposals.
+#[derive(Debug, Default)]
+pub struct NodeMetrics {
+    entries: AtomicU64,
+    commands: AtomicU64,
+}
+
+impl NodeMetrics {
+    pub(in crate::node) fn entry(&self, commands: u64) {
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        self.commands.fetch_add(commands, Ordering::Relaxed);
+    }
+}
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The engine.
+    #[error("backend: {0}")]
+    Engine(String),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] log::OpenError),
+    /// Log and state do not fit together.
+    #[error(transparent)]
+    Restart(#[from] log::RestartError),
+    /// The state.
+    #[error("state: {0}")]
+    State(String),
+    /// Snapshot files.
+    #[error("snapshots: {0}")]
+    Io(#[from] io::Error),
+    /// Raft itself.
+    #[error("raft: {0}")]
+    Raft(String),
+}
+
+/// A running node; cheap to clone.
+#[derive(Clone)]
+pub struct Node {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: Settings,
+    doors: Doors,
+    scope: Arc<NodeScope>,
+    runtime: tokio::runtime::Handle,
+    io: tokio::runtime::Handle,
+    open_engine: OpenEngine,
+    fatal: OnFatal,
+    metrics: Arc<NodeMetrics>,
+    dir: Mutex<DataDir>,
+    /// Absent while the node belongs to no cluster or is being taken over.
+    running: RwLock<Option<Running>>,
+    /// Highest incarnation seen of each peer.
+    incarnations: Mutex<HashMap<NodeId, u64>>,
+    /// A client's group may have been proposed: the node cannot be taken over any more.
+    used: AtomicBool,
+    /// One change of the node's life at a time.
+    life: tokio::sync::Mutex<()>,
+    stopping: watch::Sender<bool>,
+}
+
+/// What a node is built from.
+pub struct Parts {
+    /// What it is told from outside.
+    pub settings: Settings,
+    /// Its locked data directory.
+    pub dir: DataDir,
+    /// Its doors to the world.
+    pub doors: Doors,
+    /// Where Raft runs: a runtime that nothing else blocks.
+    pub raft_runtime: tokio::runtime::Handle,
+    /// Where everything else runs.
+    pub io_runtime: tokio::runtime::Handle,
+    /// Opens its engine.
+    pub open_engine: OpenEngine,
+    /// Called when it cannot go on.
+    pub fatal: OnFatal,
+}
+
+impl Node {
+    /// Starts a node: recovers log and state, founds a cluster of one where the directory is new,
+    /// and serves peers on `listener`.
+    ///
+    /// # Errors
+    ///
+    /// See [`StartError`].
+    pub async fn start(
+        parts: Parts,
+        listener: Box<dyn crate::doors::Listener>,
+    ) -> Result<Self, StartError> {
+        let scope = Arc::new(NodeScope { random: parts.doors.random.clone(), tasks: None });
+        let shared = Arc::new(Shared {
+            settings: parts.settings,
+            doors: parts.doors,
+            scope,
+            runtime: parts.raft_runtime,
+            io: parts.io_runtime,
+            open_engine: parts.open_engine,
+            fatal: parts.fatal,
+            metrics: Arc::default(),
+            dir: Mutex::new(parts.dir),
+            running: RwLock::new(None),
+            incarnations: Mutex::default(),
+            used: AtomicBool::new(false),
+            life: tokio::sync::Mutex::new(()),
+            stopping: watch::Sender::new(false),
+        });
+        let node = Node { shared };
+        let identity = node.identity();
+        let member_of_one = identity.cluster != 0 && identity.stage != Stage::Removed;
+        if member_of_one {
+            node.open().await?;
+        } else {
+            tracing::warn!(stage = ?identity.stage, "this node belongs to no cluster");
+        }
+        node.serve_peers(listener);
+        Ok(node)
+    }
+
+    /// Begins a graceful stop; [`stopping`](Self::stopping) tells everyone.
+    pub fn shutdown(&self) {
+        self.shared.stopping.send_replace(true);
+    }
+
+    /// Turns true when a stop has been asked for.
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.shared.stopping.subscribe()
+    }
+
+    /// Hands leadership over, makes everything durable, and stops Raft.
+    pub async fn stop(&self) {
+        let Some(running) = self.shared.running.write().expect("no panic while held").take() else {
+            return;
+        };
+        let core = running.core.clone();
+        if matches!(core.leadership(), Leadership::Mine { .. }) && core.status().members.len() > 1 {
+            match core.hand_over().await {
+                Ok(()) => tracing::info!("leadership handed over"),
+                Err(reason) => tracing::warn!(%reason, "leadership not handed over"),
+            }
+        }
+        if let Err(error) = running.end().await {
+            tracing::error!(%error, "the engine could not be made durable at the end");
+        }
+    }
+
+    /// Who this node is.
+    pub fn identity(&self) -> crate::data_dir::Identity {
+        self.shared.dir.lock().expect("no panic while held").identity().clone()
+    }
+
+    /// Sizes that are checked before a command enters the log.
+    pub fn limits(&self) -> ConfigLimits {
+        self.shared.settings.limits
+    }
+
+    /// Proposes a group: on a follower it is forwarded, without a leader it is held.
+    ///
+    /// # Errors
+    ///
+    /// One error for every command of the group; its prefix says what became of them.
+    pub async fn propose(&self, group: Group) -> Result<Written, Reply> {
+        // Before the core is looked up: a node that is being taken over looks at this after it
+        // has withdrawn the core.
+        if !group.is_internal() {
+            self.shared.used.store(true, Ordering::SeqCst);
+        }
+        self.core()?.propose(group).await
+    }
+
+    /// A consistent view that is as fresh as `level` says; a local one holds entry `after`.
+    ///
+    /// # Errors
+    ///
+    /// `CLUSTERDOWN` when no leader confirms in time, `LOADING`, `NOCLUSTER`.
+    pub async fn read(&self, level: ReadLevel, after: u64) -> Result<Reading, Reply> {
+        self.core()?.read(level, after).await
+    }
+
+    /// Brings replicated time to the leader's.
+    ///
+    /// # Errors
+    ///
+    /// As for [`propose`](Self::propose).
+    pub async fn tick(&self) -> Result<(), Reply> {
+        self.core()?.tick().await
+    }
+
+    /// Whether a point read may run on a thread that serves sockets.
+    pub fn reads_are_fast(&self) -> bool {
+        self.core().is_ok_and(|core| {
+            let store = core.machine.store();
+            store.engine().caps().contains(Caps::FAST_READ)
+        })
+    }
+
+    /// The leader, when that is another node.
+    pub fn redirect(&self) -> Option<Member> {
+        match self.core().ok()?.leadership() {
+            Leadership::Other { member, .. } => Some(member),
+            _ => None,
+        }
+    }
+
+    /// Waits at most `hold` for a leader.
+    pub async fn leader_known(&self, hold: Duration) -> bool {
+        let Ok(core) = self.core() else { return false };
+        let mut changes = core.leadership_changes();
+        let known = changes.wait_for(|now| *now != Leadership::Nobody);
+        matches!(timeout(hold, known).await, Ok(Ok(_)))
+    }
+
+    /// Takes a node in.
+    pub async fn join(&self, request: JoinRequest) -> Reply {
+        match self.core() {
+            Ok(core) => core.join(request).await,
+            Err(reply) => reply,
+        }
+    }
+
+    /// Takes a member out.
+    pub async fn leave(&self, name: String) -> Reply {
+        match self.core() {
+            Ok(core) => core.leave(name).await,
+            Err(reply) => reply,
+        }
+    }
+
+    /// The node's state.
+    pub fn status(&self) -> Status {
+        match self.core() {
+            Ok(core) => core.status(),
+            Err(_) => {
+                let identity = self.identity();
+                Status {
+                    id: identity.node,
+                    cluster: identity.cluster,
+                    member: self.shared.settings.member(),
+                    role: Role::Outside,
+                    leader: None,
+                    term: 0,
+                    members: Vec::new(),
+                    last_log: 0,
+                    committed: 0,
+                    applied: 0,
+                    snapshot: 0,
+                    purged: 0,
+                    loading: false,
+                }
+            }
+        }
+    }
+
+    /// The lines of INFO's `# Backend`.
+    pub fn backend_info(&self) -> Vec<(String, String)> {
+        let mut lines = Vec::new();
+        let mut line = |name: &str, value: String| lines.push((name.to_owned(), value));
+        let Ok(core) = self.core() else { return lines };
+        let engine = core.machine.store().engine().clone();
+        line("backend_name", engine.name().to_owned());
+        line("backend_version", engine.version().to_owned());
+        line("backend_capabilities", engine.caps().names().join(","));
+        line("backend_views", engine.caps().contains(Caps::VIEW).to_string());
+        let durable = core.machine.durable().map_or(0, |position| position.index());
+        line("backend_durable_index", durable.to_string());
+        for name in engine.properties() {
+            if let Some(value) = engine.property(&name) {
+                line(&name.replace(['.', '-'], "_"), value);
+            }
+        }
+        lines
+    }
+
+    /// The lines of INFO's `# Raft`.
+    pub fn raft_info(&self) -> Vec<(String, String)> {
+        let status = self.status();
+        let mut lines = Vec::new();
+        let mut line = |name: String, value: String| lines.push((name, value));
+        line("raft_node_id".to_owned(), format!("{:016x}", status.id));
+        line("raft_cluster_id".to_owned(), format!("{:032x}", status.cluster));
+        line("raft_name".to_owned(), status.member.name.clone());
+        let role = match status.role {
+            Role::Leader => "leader",
+            Role::Follower => "follower",
+            Role::Learner => "learner",
+            Role::Outside => "outside",
+        };
+        line("raft_role".to_owned(), role.to_owned());
+        line("raft_term".to_owned(), status.term.to_string());
+        let leader = status.members.iter().find(|member| member.leader);
+        let name = leader.map_or("", |leader| leader.member.name.as_str());
+        line("raft_leader".to_owned(), name.to_owned());
+        for (name, value) in [
+            ("raft_last_log_index", status.last_log),
+            ("raft_commit_index", status.committed),
+            ("raft_applied_index", status.applied),
+            ("raft_snapshot_index", status.snapshot),
+            ("raft_purged_index", status.purged),
+            ("raft_members", status.members.len() as u64),
+        ] {
+            line(name.to_owned(), value.to_string());
+        }
+        for (n, member) in status.members.iter().enumerate() {
+            let mut text = format!(
+                "name={},id={:016x},raft={},client={},voter={}",
+                member.member.name,
+                member.id,
+                member.member.raft_addr,
+                member.member.client_addr,
+                member.voter
+            );
+            if let Some(matched) = member.matched {
+                text += &format!(",lag={}", status.last_log.saturating_sub(matched));
+            }
+            line(format!("raft_member{n}"), text);
+        }
+        let entries = self.shared.metrics.entries.load(Ordering::Relaxed);
+        let commands = self.shared.metrics.commands.load(Ordering::Relaxed);
+        line("raft_proposed_entries".to_owned(), entries.to_string());
+        line("raft_proposed_commands".to_owned(), commands.to_string());
+        line("raft_commands_per_entry".to_owned(), ratio(commands, entries));
+        if let Ok(core) = self.core() {
+            for (name, value) in core.log.info() {
+                line(name, value);
+            }
+        }
+        lines
+    }
+
+    fn core(&self) -> Result<Arc<Core>, Reply> {
+        self.shared.core().ok_or_else(|| Reply::error("NOCLUSTER No Raft Cluster"))
+    }
+
+    /// Opens log and state and starts Raft over them.
+    async fn open(&self) -> Result<(), StartError> {
+        let running = self.shared.open().await?;
+        *self.shared.running.write().expect("no panic while held") = Some(running);
+        Ok(())
+    }
+
+    fn serve_peers(&self, listener: Box<dyn crate::doors::Listener>) {
+        let shared = self.shared.clone();
+        let port: Arc<dyn transport::Port> = Arc::new(PeerPort { node: self.clone() });
+        let serve = transport::serve(listener, port, shared.io.clone());
+        shared.runtime.spawn(crate::doors::in_scope(shared.scope.clone(), serve));
+    }
+}
+
+fn ratio(of: u64, to: u64) -> String {
+    if to == 0 { "0.00".to_owned() } else { format!("{:.2}", of as f64 / to as f64) }
+}
+
+/// A core with its tasks.
+struct Running {
+    core: Arc<Core>,
+    tasks: Vec<tokio::task::AbortHandle>,
+}
+
+impl Running {
+    /// Stops Raft and lets go of log and engine.
+    async fn end(self) -> io::Result<()> {
+        for task in &self.tasks {
+            task.abort();
+        }
+        if let Err(error) = self.core.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not end cleanly");
+        }
+        self.core.log.close().await?;
+        self.core.machine.close().await
+    }
+}
+
+fn raft_config() -> Config {
+    let config = Config {
+        cluster_name: "kvd".to_owned(),
+        heartbeat_interval: HEARTBEAT.as_millis() as u64,
+        election_timeout_min: ELECTION.0.as_millis() as u64,
+        election_timeout_max: ELECTION.1.as_millis() as u64,
+        enable_pre_vote: Some(true),
+        quorum_loss_probe_interval: Some(2 * ELECTION.1.as_millis() as u64),
+        // A leader that lost its unsynced tail must not go on in the same term.
+        enable_leader_restore: Some(false),
+        max_payload_entries: 1024,
+        purge_batch_size: 1024,
+        snapshot_policy: SnapshotPolicy::Never,
+        // Only `purge_log` cuts the log, and this node decides how far.
+        max_in_snapshot_log_to_keep: u64::MAX,
+        // Being level is this node's own decision.
+        replication_lag_threshold: u64::MAX,
+        ..Config::default()
+    };
+    config.validate().expect("the constants fit together")
+}
+
+impl Shared {
+    fn core(&self) -> Option<Arc<Core>> {
+        let running = self.running.read().expect("no panic while held");
+        running.as_ref().map(|running| running.core.clone())
+    }
+
+    fn spawn(
+        &self,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) -> tokio::task::AbortHandle {
+        let scoped = crate::doors::in_scope(self.scope.clone(), future);
+        self.runtime.spawn(scoped).abort_handle()
+    }
+
+    async fn open(self: &Arc<Self>) -> Result<Running, StartError> {
+        let (identity, log_dir, engine_dir, snapshot_dir) = {
+            let dir = self.dir.lock().expect("no panic while held");
+            (dir.identity().clone(), dir.log(), dir.engine(), dir.snapshots())
+        };
+        let engine = (self.open_engine)(&engine_dir).map_err(StartError::Engine)?;
+        let store = Arc::new(Store::new(engine));
+        if store.views_block_writes() {
+            tracing::warn!(
+                backend = store.engine().name(),
+                "this engine has no views: large reads hold writes back"
+            );
+        }
+        let snapshots = Arc::new(SnapshotDir::open(&snapshot_dir)?);
+        let durable = state_machine::recover(&store, &snapshots)?;
+        let executor = Executor::new(store.clone(), self.keyspace_limits())
+            .map_err(|error| StartError::State(error.to_string()))?;
+        let applied = executor.position().log_id;
+        let fatal = self.fatal.clone();
+        let log = LogStore::open(
+            &log_dir,
+            log::Identity { cluster: identity.cluster, group: 0, node: identity.node },
+            applied.map(|id| id.index),
+            &*self.doors.workers,
+            Arc::new(move |reason: &str| fatal(crate::exit::IO, reason)),
+        )?;
+        let newest_spool = snapshots.complete()?.last().map(|(index, _)| *index);
+        log.check_restart(applied, newest_spool)?;
+        let proposer = Arc::new(Proposer::new(identity.incarnation));
+        let fatal = self.fatal.clone();
+        let watcher = Arc::new(Watcher {
+            id: identity.node,
+            proposer: proposer.clone(),
+            fatal: Arc::new(move |reason: &str| fatal(crate::exit::IO, reason)),
+        });
+        let machine = StateMachine::start(
+            &self.doors,
+            store,
+            log.clone(),
+            snapshots,
+            durable,
+            executor,
+            watcher,
+        );
+        let peers = transport::Peers::new(
+            self.doors.net.clone(),
+            Arc::new(self.hello(&identity)),
+            self.io.clone(),
+        );
+        let recover_to = log.stats().committed_index;
+        let (id, config) = (identity.node, Arc::new(raft_config()));
+        let (network, storage, state) = (peers.clone(), log.clone(), machine.clone());
+        let started = self.runtime.spawn(crate::doors::in_scope(self.scope.clone(), async move {
+            Raft::new(id, config, network, storage, state).await
+        }));
+        let raft = started
+            .await
+            .map_err(|error| StartError::Raft(error.to_string()))?
+            .map_err(|error| StartError::Raft(error.to_string()))?;
+        let core = Arc::new(Core {
+            id,
+            cluster: identity.cluster,
+            settings: Settings { name: identity.name.clone(), ..self.settings.clone() },
+            doors: self.doors.clone(),
+            scope: self.scope.clone(),
+            runtime: self.runtime.clone(),
+            raft: raft.clone(),
+            log,
+            machine,
+            peers: peers.requests(),
+            proposer,
+            barrier: Barrier::new(),
+            metrics: self.metrics.clone(),
+            time: Mutex::new(None),
+            recover_to: AtomicU64::new(recover_to),
+            recovered: AtomicBool::new(false),
+            change: tokio::sync::Mutex::new(()),
+            leadership: watch::Sender::new(Leadership::Nobody),
+        });
+        if identity.stage == Stage::Founding {
+            self.found(&core).await?;
+        }
+        let mut tasks = vec![
+            self.spawn(core.clone().run_leadership()),
+            self.spawn(core.clone().run_proposer()),
+            self.spawn(core.clone().run_barrier()),
+            self.spawn(core.clone().run_intents()),
+            self.spawn(core.clone().run_ticks()),
+            self.spawn(core.clone().run_upkeep()),
+        ];
+        tasks.push(self.spawn(self.clone().watch_raft(core.clone())));
+        if identity.stage == Stage::Founding || core.status().members.len() == 1 {
+            // A cluster of one leads as soon as it is up; nobody should meet it before.
+            let mut changes = core.leadership_changes();
+            let leads = changes.wait_for(|now| matches!(now, Leadership::Mine { .. }));
+            if timeout(4 * ELECTION.1, leads).await.is_err() {
+                tracing::warn!("this node does not lead its cluster of one yet");
+            }
+        }
+        Ok(Running { core, tasks })
+    }
+
+    async fn found(&self, core: &Arc<Core>) -> Result<(), StartError> {
+        let raft_error = |error: String| StartError::Raft(error);
+        let initialized =
+            core.raft.is_initialized().await.map_err(|error| raft_error(error.to_string()))?;
+        if !initialized {
+            let member = core.settings.member();
+            core.raft
+                .initialize(BTreeMap::from([(core.id, member)]))
+                .await
+                .map_err(|error| raft_error(error.to_string()))?;
+        }
+        core.raft
+            .wait(Some(4 * ELECTION.1))
+            .state(ServerState::Leader, "founding")
+            .await
+            .map_err(|error| raft_error(error.to_string()))?;
+        self.dir
+            .lock()
+            .expect("no panic while held")
+            .update(|identity| identity.stage = Stage::Founded)?;
+        tracing::info!(cluster = %format!("{:032x}", core.cluster), "founded a cluster of one");
+        Ok(())
+    }
+
+    fn keyspace_limits(&self) -> keyspace::Limits {
+        keyspace::Limits {
+            key_bytes_max: self.settings.limits.key_bytes_max as u64,
+            value_bytes_max: self.settings.limits.value_bytes_max as u64,
+        }
+    }
+
+    fn hello(&self, identity: &crate::data_dir::Identity) -> transport::LocalIdentity {
+        transport::LocalIdentity {
+            cluster: identity.cluster,
+            node: identity.node,
+            incarnation: identity.incarnation,
+            name: identity.name.clone(),
+            addr: self.settings.raft_addr.clone(),
+            level: FEATURE_LEVEL,
+        }
+    }
+
+    /// Ends the process when Raft has stopped by itself: a node without it must not look alive.
+    async fn watch_raft(self: Arc<Self>, core: Arc<Core>) {
+        let mut metrics = core.raft.metrics();
+        loop {
+            let state = metrics.borrow_watched().running_state.clone();
+            if let Err(error) = state {
+                if !*self.stopping.borrow() {
+                    (self.fatal)(crate::exit::PANIC, &format!("raft has stopped: {error}"));
+                }
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The node as its peers meet it.
+struct PeerPort {
+    node: Node,
+}
+
+impl PeerPort {
+    async fn answer(&self, request: Request, stranger: bool) -> Response {
+        match request {
+            Request::Adopt { cluster, name } => self.adopt(cluster, name).await,
+            _ if stranger => Response::Refused,
+            Request::Removed => self.removed().await,
+            other => match self.node.shared.core() {
+                Some(core) => answer(&core, other).await,
+                None => Response::Refused,
+            },
+        }
+    }
+
+    /// Becomes a member of another cluster, if this node has nothing to lose.
+    async fn adopt(&self, cluster: u128, name: String) -> Response {
+        let shared = &self.node.shared;
+        let _one = shared.life.lock().await;
+        let identity = self.node.identity();
+        let refuse = |reason: String| Response::Reply(Reply::error(reason));
+        if identity.stage == Stage::Removed {
+            return refuse(format!(
+                "'{name}' was removed from its cluster; start it on an empty data directory"
+            ));
+        }
+        if identity.cluster != cluster {
+            if let Err(reason) = self.give_up_own_cluster(&name).await {
+                return refuse(reason);
+            }
+            let adopted =
+                shared.dir.lock().expect("no panic while held").adopt(cluster, &name);
+            if let Err(error) = adopted {
+                (shared.fatal)(crate::exit::CONFIG, &error.to_string());
+                return Response::Refused;
+            }
+            tracing::info!(cluster = %format!("{cluster:032x}"), %name, "taken in by a cluster");
+            if let Err(error) = self.node.open().await {
+                (shared.fatal)(crate::exit::CONFIG, &error.to_string());
+                return Response::Refused;
+            }
+        }
+        let member = Member { name, ..shared.settings.member() };
+        Response::Adopted { id: identity.node, member, level: FEATURE_LEVEL }
+    }
+
+    /// Stops the cluster of one that this node founded, if nothing was ever written to it.
+    async fn give_up_own_cluster(&self, name: &str) -> Result<(), String> {
+        let shared = &self.node.shared;
+        let running = shared.running.write().expect("no panic while held").take();
+        let Some(running) = running else { return Ok(()) };
+        // Nobody finds the core any more, so no group can be proposed after this look.
+        if !shared.used.load(Ordering::SeqCst) && is_blank(&running.core) {
+            return running.end().await.map_err(|error| error.to_string());
+        }
+        *shared.running.write().expect("no panic while held") = Some(running);
+        Err(format!(
+            "'{name}' holds data of its own or belongs to another cluster; start it on an empty \
+             data directory"
+        ))
+    }
+
+    async fn removed(&self) -> Response {
+        let shared = &self.node.shared;
+        let _one = shared.life.lock().await;
+        let update = shared
+            .dir
+            .lock()
+            .expect("no panic while held")
+            .update(|identity| identity.stage = Stage::Removed);
+        if let Err(error) = update {
+            (shared.fatal)(crate::exit::CONFIG, &error.to_string());
+            return Response::Refused;
+        }
+        let running = shared.running.write().expect("no panic while held").take();
+        if let Some(running) = running
+            && let Err(error) = running.end().await
+        {
+            tracing::error!(%error, "the engine could not be closed");
+        }
+        tracing::warn!("this node was removed from its cluster and serves no more");
+        Response::Reply(Reply::Ok)
+    }
+}
+
+/// Whether nothing was ever written to a cluster of one.
+fn is_blank(core: &Core) -> bool {
+    let status = core.status();
+    let alone = status.members.iter().all(|member| member.id == core.id);
+    let used = match core.machine.store().read() {
+        Ok(view) => State::read(&view).map_or(true, |state| state.used),
+        Err(_) => true,
+    };
+    alone && !used && status.applied == status.last_log
+}
+
+async fn answer(core: &Arc<Core>, request: Request) -> Response {
+    let leads = matches!(core.leadership(), Leadership::Mine { .. });
+    match request {
+        Request::Forward { term, groups } => core.append_forwarded(term, groups).await,
+        Request::Barrier => match core.confirm().await {
+            Some(point) => Response::Barrier { index: point.index, time_ms: point.time_ms },
+            None => Response::Refused,
+        },
+        Request::Join { name, raft_addr } if leads => {
+            Response::Reply(core.join(JoinRequest { name, raft_addr }).await)
+        }
+        Request::Leave { name } if leads => Response::Reply(core.leave(name).await),
+        _ => Response::Refused,
+    }
+}

@@ -68,20 +68,25 @@ impl GroupBuilder {
 
     /// An empty group of kvd's own commands.
     pub fn internal() -> Self {
-        GroupBuilder { flags: FLAG_ALL | FLAG_INTERNAL, ..Self::new(Rule::All) }
+        GroupBuilder {
+            flags: FLAG_ALL | FLAG_INTERNAL,
+            ..Self::new(Rule::All)
+        }
     }
 
     /// The group is carried out only while `key` was last changed by the entry at `modified`
     /// (0: while it is absent).
     pub fn require(&mut self, key: &[u8], modified: u64) {
         put_bytes(&mut self.preconditions, key);
-        self.preconditions.extend_from_slice(&modified.to_le_bytes());
+        self.preconditions
+            .extend_from_slice(&modified.to_le_bytes());
         self.precondition_count += 1;
     }
 
     /// Adds a command: its name and arguments.
     pub fn command<A: AsRef<[u8]>>(&mut self, args: &[A]) {
-        self.commands.extend_from_slice(&(args.len() as u32).to_le_bytes());
+        self.commands
+            .extend_from_slice(&(args.len() as u32).to_le_bytes());
         for arg in args {
             put_bytes(&mut self.commands, arg.as_ref());
         }
@@ -140,7 +145,11 @@ pub struct Group {
 impl Group {
     /// Which failures undo what.
     pub fn rule(&self) -> Rule {
-        if self.flags & FLAG_ALL != 0 { Rule::All } else { Rule::Each }
+        if self.flags & FLAG_ALL != 0 {
+            Rule::All
+        } else {
+            Rule::Each
+        }
     }
 
     /// Whether these are kvd's own commands.
@@ -223,7 +232,10 @@ impl Group {
 
     /// The commands, as lists of arguments that borrow from the group.
     pub fn commands(&self) -> Commands<'_> {
-        Commands { left: self.command_count, rest: &self.commands }
+        Commands {
+            left: self.command_count,
+            rest: &self.commands,
+        }
     }
 }
 
@@ -242,7 +254,11 @@ impl<'a> Commands<'a> {
     pub fn next_into(&mut self, args: &mut Vec<&'a [u8]>) -> Result<bool, Malformed> {
         args.clear();
         if self.left == 0 {
-            return if self.rest.is_empty() { Ok(false) } else { Err(Malformed("command")) };
+            return if self.rest.is_empty() {
+                Ok(false)
+            } else {
+                Err(Malformed("command"))
+            };
         }
         self.left -= 1;
         let count = u32::from_le_bytes(split::<4>(&mut self.rest)?);
@@ -325,7 +341,11 @@ pub fn decode(bytes: Bytes) -> Result<(Stamp, Vec<Group>), DecodeError> {
     if level > FEATURE_LEVEL {
         return Err(DecodeError::Level(level));
     }
-    let stamp = Stamp { level, time_ms: r.u64("entry")?, seed: r.u64("entry")? };
+    let stamp = Stamp {
+        level,
+        time_ms: r.u64("entry")?,
+        seed: r.u64("entry")?,
+    };
     let count = r.u32("entry")?;
     let mut groups = Vec::with_capacity((count as usize).min(1024));
     for _ in 0..count {
@@ -349,7 +369,11 @@ mod tests {
         exec.command(&[&b"SET"[..], b"b", b""]);
         let mut exec = exec.finish();
         (exec.origin, exec.sequence) = (5, 6);
-        let stamp = Stamp { level: 1, time_ms: 1_700_000_000_000, seed: 99 };
+        let stamp = Stamp {
+            level: 1,
+            time_ms: 1_700_000_000_000,
+            seed: 99,
+        };
         (stamp, vec![pipeline.finish(), exec])
     }
 
@@ -369,14 +393,19 @@ mod tests {
         let (_, groups) = decoded;
         assert_eq!(
             commands(&groups[0]),
-            [vec![b"SET".to_vec(), b"a".to_vec(), b"1".to_vec()], vec![
-                b"GET".to_vec(),
-                b"a".to_vec()
-            ]]
+            [
+                vec![b"SET".to_vec(), b"a".to_vec(), b"1".to_vec()],
+                vec![b"GET".to_vec(), b"a".to_vec()]
+            ]
         );
-        assert_eq!((groups[0].rule(), groups[1].rule()), (Rule::Each, Rule::All));
+        assert_eq!(
+            (groups[0].rule(), groups[1].rule()),
+            (Rule::Each, Rule::All)
+        );
         let mut seen = Vec::new();
-        groups[1].preconditions(|key, modified| seen.push((key.to_vec(), modified))).unwrap();
+        groups[1]
+            .preconditions(|key, modified| seen.push((key.to_vec(), modified)))
+            .unwrap();
         assert_eq!(seen, [(b"watched".to_vec(), 17), (b"".to_vec(), 0)]);
     }
 
@@ -394,9 +423,15 @@ mod tests {
         let (stamp, groups) = sample();
         let mut bytes = encode(stamp, &groups).to_vec();
         bytes[0] = FORMAT + 1;
-        assert_eq!(decode(bytes.clone().into()), Err(DecodeError::Format(FORMAT + 1)));
+        assert_eq!(
+            decode(bytes.clone().into()),
+            Err(DecodeError::Format(FORMAT + 1))
+        );
         bytes[0] = FORMAT;
         bytes[1] = FEATURE_LEVEL as u8 + 1;
-        assert_eq!(decode(bytes.into()), Err(DecodeError::Level(FEATURE_LEVEL + 1)));
+        assert_eq!(
+            decode(bytes.into()),
+            Err(DecodeError::Level(FEATURE_LEVEL + 1))
+        );
     }
 }

@@ -4,13 +4,16 @@
 //! time or chance. An engine's failure is this node's and stops it; a command's failure is an
 //! answer, the same on every node.
 
+use std::sync::Arc;
+
 use openraft::EntryPayload;
 
+use super::codec::Malformed;
 use super::entry::{self, Group, Rule, Stamp};
 use super::position::Position;
 use super::types::{Applied, Entry, StoredMembership};
-use crate::command::{self, Call, Failure};
-use crate::keyspace::{Limits, Txn};
+use crate::command::{self, Call, Kind};
+use crate::keyspace::{Failure, Limits, Txn};
 use crate::resp::Reply;
 use crate::storage::{self, Store};
 
@@ -41,7 +44,7 @@ pub enum Stop {
 
 /// The single writer of a store.
 pub struct Executor {
-    store: Store,
+    store: Arc<Store>,
     position: Position,
     limits: Limits,
     due_left: bool,
@@ -61,7 +64,7 @@ impl Executor {
     /// # Errors
     ///
     /// The engine's failure, or a mark of a newer version.
-    pub fn new(store: Store, limits: Limits) -> Result<Self, Stop> {
+    pub fn new(store: Arc<Store>, limits: Limits) -> Result<Self, Stop> {
         let position = read_position(&store)?;
         Ok(Executor { store, position, limits, due_left: false })
     }
@@ -103,15 +106,16 @@ impl Executor {
         entries: impl Iterator<Item = &'e Entry>,
     ) -> Result<Vec<Outcome>, Stop> {
         let engine = self.store.engine().clone();
-        let mut txn = Txn::new(&*engine, self.limits)?;
         let mut position = self.position.clone();
+        let mut txn =
+            Txn::new(&*engine, position.index(), position.time_ms, 0, self.limits).map_err(stop)?;
         let mut outcomes = Vec::new();
         for entry in entries {
             let outcome = self::apply(entry, &mut txn, &mut position, &mut self.due_left)?;
             position.log_id = Some(entry.log_id);
             outcomes.push(outcome);
         }
-        let changes = txn.finish()?;
+        let changes = txn.finish();
         self.store.write(&changes.ops(), &position.to_mark())?;
         self.position = position;
         Ok(outcomes)
@@ -144,8 +148,9 @@ fn apply(
             // A deposed leader's clock may have been ahead; time never falls.
             position.time_ms = position.time_ms.max(time_ms);
             position.level = position.level.max(level);
-            txn.begin_entry(index, position.time_ms, seed)?;
-            *due_left = txn.remove_due(REMOVED_PER_ENTRY_MAX)? == REMOVED_PER_ENTRY_MAX;
+            txn.begin_entry(index, position.time_ms, seed);
+            let removed = txn.remove_due(REMOVED_PER_ENTRY_MAX).map_err(stop)?;
+            *due_left = removed == REMOVED_PER_ENTRY_MAX;
             let mut outcome = Outcome { applied: Applied::default(), origins: Vec::new() };
             for (ordinal, group) in groups.iter().enumerate() {
                 // Each group has its own random numbers, whatever else shares the entry.
@@ -168,22 +173,20 @@ enum GroupError {
     Malformed(String),
 }
 
-impl From<entry_codec::Malformed> for GroupError {
-    fn from(error: entry_codec::Malformed) -> Self {
+impl From<Malformed> for GroupError {
+    fn from(error: Malformed) -> Self {
         GroupError::Malformed(error.to_string())
     }
 }
 
-impl From<crate::keyspace::Failure> for GroupError {
-    fn from(failure: crate::keyspace::Failure) -> Self {
+impl From<Failure> for GroupError {
+    fn from(failure: Failure) -> Self {
         match failure {
-            crate::keyspace::Failure::Engine(error) => GroupError::Engine(error),
+            Failure::Engine(error) => GroupError::Engine(error),
             other => GroupError::Malformed(other.to_string()),
         }
     }
 }
-
-use super::codec as entry_codec;
 
 fn run_group(group: &Group, txn: &mut Txn<'_>, seed: u64) -> Result<Vec<Reply>, GroupError> {
     let mut holds = Ok(true);
@@ -195,8 +198,8 @@ fn run_group(group: &Group, txn: &mut Txn<'_>, seed: u64) -> Result<Vec<Reply>, 
     if !holds? {
         return Ok(vec![Reply::NullArray]);
     }
-    if !group.is_internal() && !group.is_empty() {
-        txn.set_blank(false)?;
+    if !group.is_empty() {
+        txn.set_used();
     }
     let start = txn.savepoint();
     let mut replies = Vec::with_capacity(group.len());
@@ -222,25 +225,34 @@ fn run_group(group: &Group, txn: &mut Txn<'_>, seed: u64) -> Result<Vec<Reply>, 
 }
 
 fn run_command(args: &[&[u8]], txn: &mut Txn<'_>, seed: u64) -> Result<Reply, GroupError> {
-    let call = Call { args, seed };
     // The proposer has validated all of this; a node that finds otherwise runs another version,
     // and answers as every node of its kind does.
-    let outcome = match command::lookup(args) {
-        Ok(spec) => command::run(spec, &call, txn),
+    let spec = match command::lookup(args) {
+        Ok(spec) => spec,
         Err(reply) => return Ok(reply),
     };
-    match outcome {
-        Ok(reply) => Ok(reply),
-        Err(Failure::Reply(reply)) => Ok(reply),
-        Err(Failure::Engine(error)) => Err(GroupError::Engine(error)),
-    }
+    let call = Call { args, seed };
+    let reply = match spec.kind {
+        Kind::Write(_) => command::run_write(spec, &call, txn),
+        Kind::Read(_) => command::run_read(spec, &call, &txn.view()),
+        Kind::Session(_) => Ok(Reply::error("ERR internal error")),
+    };
+    reply.map_err(GroupError::Engine)
 }
 
 fn run_internal(args: &[&[u8]], txn: &mut Txn<'_>) -> Result<Reply, GroupError> {
+    let name = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     match args {
-        [name, key, value] if *name == META_SET => txn.set_meta(key, Some(value))?,
-        [name, key] if *name == META_DELETE => txn.set_meta(key, None)?,
+        [command, key, value] if *command == META_SET => txn.set_system(&name(key), Some(value)),
+        [command, key] if *command == META_DELETE => txn.set_system(&name(key), None),
         _ => return Err(GroupError::Malformed("unknown internal command".to_owned())),
     }
     Ok(Reply::Ok)
+}
+
+fn stop(failure: Failure) -> Stop {
+    match failure {
+        Failure::Engine(error) => Stop::Engine(error),
+        other => unreachable!("no command is running: {other}"),
+    }
 }

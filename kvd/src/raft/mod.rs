@@ -2,6 +2,10 @@
 
 pub mod codec;
 pub mod entry;
+pub mod executor;
+pub mod log;
+pub mod position;
+pub mod reply_codec;
 pub mod spool;
 pub mod transport;
 pub mod types;

@@ -1,1 +1,297 @@
-//! kvd storage plugin.
+//! sled 0.34.7 as a storage engine for kvd: experimental, for the reasons in the README.
+//!
+//! Everything is in one tree, the mark under a key of its own, because sled's batches are atomic
+//! in one tree only. `sync` is sled's flush and then an fsync of its files, which sled's flush
+//! leaves out on Linux. There is no view.
+
+mod error;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use kvd_plugin_api::{
+    Backend, Caps, Error, ErrorKind, Feed, Flow, GenDir, Limits, Mark, NoView, Op, OpenContext,
+    OptionKind, OptionSpec, Range, Result,
+};
+use sled::Mode;
+
+use crate::store::{Files, KEY_BYTES_MAX, Settings, Store, VALUE_BYTES_MAX};
+
+const FORMAT: &str = "kvd-sled 1";
+
+/// Below this sled evicts pages faster than it can use them.
+const CACHE_BYTES_MIN: u64 = 1 << 20;
+
+/// The engine.
+pub struct SledBackend {
+    settings: Settings,
+    /// `None` after `close`, and after a failure that left open which directory is in force.
+    writer: Mutex<Option<Writer>>,
+    /// Written to under the lock, so that a scan meets whole batches only; `None` after `close`.
+    current: RwLock<Option<Current>>,
+}
+
+struct Writer {
+    generations: GenDir,
+    files: Files,
+    /// Whether anything was written since the last sync.
+    is_dirty: bool,
+}
+
+struct Current {
+    store: Store,
+    mark: Mark,
+}
+
+impl SledBackend {
+    fn open_with(dir: &Path, settings: Settings) -> Result<Self> {
+        let mut generations = GenDir::open(dir, FORMAT)?;
+        let (store, files) = match generations.current() {
+            Some(generation) => Store::open(generation.path(), settings)?,
+            None => {
+                let first = generations.prepare()?;
+                let (store, mut files) = Store::open(first.path(), settings)?;
+                store.sync(&mut files)?;
+                generations.switch(&first)?;
+                (store, files)
+            }
+        };
+        let mark = store.mark()?;
+        // What sled found after a crash need not be on disk: the first sync makes it so.
+        let writer = Writer {
+            generations,
+            files,
+            is_dirty: true,
+        };
+        Ok(SledBackend {
+            settings,
+            writer: Mutex::new(Some(writer)),
+            current: RwLock::new(Some(Current { store, mark })),
+        })
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn current(&self) -> RwLockReadGuard<'_, Option<Current>> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, current: Option<Current>) -> Option<Current> {
+        let mut slot = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *slot, current)
+    }
+
+    /// Builds a new directory from `feed` and puts it in force.
+    fn install(&self, slot: &mut Option<Writer>, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
+        let writer = slot.as_mut().ok_or_else(closed)?;
+        let next = writer.generations.prepare()?;
+        let built = Store::open(next.path(), self.settings).and_then(|(store, mut files)| {
+            store.fill(feed, mark)?;
+            store.sync(&mut files)?;
+            Ok((store, files))
+        });
+        let (store, files) = match built {
+            Ok(built) => built,
+            Err(error) => {
+                // The first error is the one that matters; the next opening removes what is left.
+                let _ = writer.generations.remove_stale();
+                return Err(error);
+            }
+        };
+        if let Err(error) = writer.generations.switch(&next) {
+            // Either directory may be in force now, so nothing may be written to any.
+            *slot = None;
+            return Err(error);
+        }
+        writer.files = files;
+        writer.is_dirty = false;
+        drop(self.publish(Some(Current {
+            store,
+            mark: mark.clone(),
+        })));
+        Ok(())
+    }
+
+    /// Removes what was replaced; nothing may use it any more, because sled still writes when it
+    /// is dropped.
+    fn remove_replaced(slot: &Option<Writer>) -> Result<()> {
+        slot.as_ref()
+            .map_or(Ok(()), |writer| writer.generations.remove_stale())
+    }
+}
+
+impl Backend for SledBackend {
+    const NAME: &'static str = "sled";
+    const VERSION: &'static str = "0.34.7";
+    const CAPS: Caps = Caps::DURABLE.with(Caps::FAST_READ).with(Caps::COMPACT);
+    const LIMITS: Limits = Limits {
+        key_bytes_max: KEY_BYTES_MAX,
+        value_bytes_max: VALUE_BYTES_MAX,
+        batch_bytes_max: u64::MAX,
+    };
+    const OPTIONS: &'static [OptionSpec] = &[
+        OptionSpec {
+            name: "cache_capacity",
+            kind: OptionKind::Size,
+            default: "256MiB",
+            help: "memory for sled's pages, in bytes, beside the system's own file cache; at \
+                   least 1MiB",
+        },
+        OptionSpec {
+            name: "mode",
+            kind: OptionKind::Enum,
+            default: "low-space",
+            help: "low-space rewrites half-empty segments early, high-throughput late",
+        },
+    ];
+    type View = NoView<Self>;
+
+    fn open(cx: &OpenContext<'_>) -> Result<Self> {
+        let cache_bytes = cx.options.size("cache_capacity");
+        if cache_bytes < CACHE_BYTES_MIN {
+            return Err(invalid(format!(
+                "cache_capacity is {cache_bytes}, at least {CACHE_BYTES_MIN} is needed"
+            )));
+        }
+        let mode = match cx.options.str("mode") {
+            "low-space" => Mode::LowSpace,
+            "high-throughput" => Mode::HighThroughput,
+            other => {
+                return Err(invalid(format!(
+                    "mode is '{other}', expected low-space or high-throughput"
+                )));
+            }
+        };
+        SledBackend::open_with(cx.dir, Settings { cache_bytes, mode })
+    }
+
+    fn mark(&self) -> Result<Mark> {
+        self.current()
+            .as_ref()
+            .map(|current| current.mark.clone())
+            .ok_or_else(closed)
+    }
+
+    fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        let found = self.current().as_ref().ok_or_else(closed)?.store.get(key)?;
+        Ok(found.map(|value| out(&value)).is_some())
+    }
+
+    fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
+        self.current()
+            .as_ref()
+            .ok_or_else(closed)?
+            .store
+            .scan(range, out)
+    }
+
+    fn write(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
+        let mut slot = self.writer();
+        let writer = slot.as_mut().ok_or_else(closed)?;
+        let mut seen = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let current = seen.as_mut().ok_or_else(closed)?;
+        let new_mark = (current.mark != *mark).then_some(mark);
+        if batch.is_empty() && new_mark.is_none() {
+            return Ok(());
+        }
+        let changes = current.store.prepare(batch, new_mark)?;
+        writer.is_dirty = true;
+        if let Err(error) = current.store.apply(changes) {
+            // sled may have applied a part of it in memory, which nobody must see.
+            *seen = None;
+            *slot = None;
+            return Err(error);
+        }
+        if let Some(mark) = new_mark {
+            current.mark = mark.clone();
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<Mark> {
+        let mut slot = self.writer();
+        let writer = slot.as_mut().ok_or_else(closed)?;
+        // Reads go on: only writes take the other lock for themselves, and they wait at this one.
+        let current = self.current();
+        let current = current.as_ref().ok_or_else(closed)?;
+        let mark = current.mark.clone();
+        if writer.is_dirty {
+            if let Err(error) = current.store.sync(&mut writer.files) {
+                // The kernel reports a failed write once: a second sync would seem to succeed.
+                *slot = None;
+                return Err(error);
+            }
+            writer.is_dirty = false;
+        }
+        Ok(mark)
+    }
+
+    fn view(&self) -> Result<Self::View> {
+        Err(Error::unsupported("view"))
+    }
+
+    fn replace(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
+        let mut slot = self.writer();
+        self.install(&mut slot, feed, mark)?;
+        Self::remove_replaced(&slot)
+    }
+
+    fn property(&self, name: &str) -> Option<String> {
+        let current = self.current();
+        let store = &current.as_ref()?.store;
+        match name {
+            "kvd.disk.bytes" => Some(store.disk_bytes().ok()?.to_string()),
+            "sled.dir" => Some(store.dir().display().to_string()),
+            _ => None,
+        }
+    }
+
+    fn properties(&self) -> Vec<&'static str> {
+        vec!["kvd.disk.bytes", "sled.dir"]
+    }
+
+    fn compact(&self) -> Result<()> {
+        // sled gives space back when it likes; a copy into a new directory does it for certain.
+        let mut slot = self.writer();
+        let (mut feed, mark) = {
+            let current = self.current();
+            let current = current.as_ref().ok_or_else(closed)?;
+            (current.store.feed(), current.mark.clone())
+        };
+        self.install(&mut slot, &mut feed, &mark)?;
+        drop(feed);
+        Self::remove_replaced(&slot)
+    }
+
+    fn verify(&self) -> Result<()> {
+        let all = Range {
+            from: b"",
+            to: None,
+            reverse: false,
+        };
+        self.scan(all, &mut |_, _| Flow::Continue)
+    }
+
+    fn close(&self) -> Result<()> {
+        let synced = self.sync();
+        let current = self.publish(None);
+        let writer = self.writer().take();
+        // sled first: the lock of the whole directory is given back when its files are free.
+        drop(current);
+        drop(writer);
+        synced.map(drop)
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the engine is closed")
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(ErrorKind::InvalidOption, message)
+}

@@ -1,0 +1,190 @@
+//! What commands about the connection, the node or the cluster ask for, as data.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::resp::Reply;
+
+/// What the connection or the node shall do, and answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Nothing is to be done: this is the answer.
+    Reply(Reply),
+    /// Answer OK, then close.
+    Quit,
+    /// Answer what the server is, after switching protocol, name and user as asked.
+    Hello(Hello),
+    /// Forget the connection's state, and answer `+RESET`.
+    Reset,
+    /// Check a password.
+    Auth(Credentials),
+    /// About this connection, or all of them.
+    Client(Client),
+    /// About settings.
+    Config(Config),
+    /// The text of INFO.
+    Info {
+        /// The sections asked for, in lower case; none means the default ones.
+        sections: Vec<String>,
+    },
+    /// The wall clock: seconds and microseconds as an array of two strings.
+    Time,
+    /// What part this node plays.
+    Role,
+    /// End the process.
+    Shutdown(Shutdown),
+    /// Do nothing on this connection for a while, then answer OK.
+    Sleep(Duration),
+    /// Take another node into the cluster.
+    Join {
+        /// The member's name from then on.
+        name: String,
+        /// `host:port` of its Raft port.
+        addr: String,
+    },
+    /// Remove a member.
+    Leave {
+        /// The member's name.
+        name: String,
+    },
+    /// About the cluster.
+    Cluster(Cluster),
+    /// From now on this connection reads what this node has applied.
+    ReadOnly,
+    /// From now on this connection's reads are as strong as the server's default.
+    ReadWrite,
+    /// The next command may meet a slot that is on its way here.
+    Asking,
+    /// Start queueing.
+    Multi,
+    /// Run what was queued.
+    Exec,
+    /// Forget what was queued.
+    Discard,
+    /// Make the next EXEC depend on these keys.
+    Watch {
+        /// The keys.
+        keys: Vec<Bytes>,
+    },
+    /// Forget the watched keys.
+    Unwatch,
+    /// Answer how many other members hold this connection's last write.
+    Wait {
+        /// Answer as soon as this many do.
+        replicas: u64,
+        /// Answer after this time at the latest; none means without end.
+        timeout: Option<Duration>,
+    },
+}
+
+/// HELLO.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hello {
+    /// 2 or 3; none keeps what is.
+    pub protocol: Option<u8>,
+    /// Checked before anything else is done.
+    pub auth: Option<Credentials>,
+    /// The connection's new name; empty takes it away.
+    pub name: Option<Bytes>,
+}
+
+/// A user's name and password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// None means the default user.
+    pub username: Option<Bytes>,
+    /// As the client sent it.
+    pub password: Bytes,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// CLIENT.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Client {
+    /// The connection's number.
+    Id,
+    /// The line of this connection.
+    Info,
+    /// The lines of all connections that match.
+    List {
+        /// Only these numbers; none means all.
+        ids: Option<Vec<u64>>,
+        /// Only connections of this type.
+        kind: Option<ClientKind>,
+    },
+    /// Sets the connection's name; empty takes it away.
+    SetName(Bytes),
+    /// The connection's name.
+    GetName,
+    /// What the client's library says of itself.
+    SetInfo(LibraryInfo, Bytes),
+}
+
+/// The types of connections that CLIENT LIST tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientKind {
+    /// Any ordinary client.
+    Normal,
+    /// A primary of this replica; kvd has none.
+    Master,
+    /// A replica of this primary; kvd has none.
+    Replica,
+    /// A subscriber.
+    PubSub,
+}
+
+/// Which of the library's properties CLIENT SETINFO sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LibraryInfo {
+    /// `lib-name`
+    Name,
+    /// `lib-ver`
+    Version,
+}
+
+/// CONFIG.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Config {
+    /// All settings whose names match one of these patterns.
+    Get(Vec<Bytes>),
+    /// Sets all of these, or none: names in lower case, with values.
+    Set(Vec<(String, Bytes)>),
+    /// Sets INFO's counters to zero.
+    ResetStat,
+    /// Writes the settings into the file that they came from.
+    Rewrite,
+}
+
+/// CLUSTER, as far as it is about this cluster rather than about keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cluster {
+    /// Who serves which slots.
+    Slots,
+    /// The same, in the newer form.
+    Shards,
+    /// The same, as text.
+    Nodes,
+    /// The state of the cluster, as text.
+    Info,
+    /// This node's identity.
+    MyId,
+}
+
+/// SHUTDOWN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Shutdown {
+    /// Do not wait for what is in flight.
+    pub now: bool,
+    /// Go even if something speaks against it.
+    pub force: bool,
+    /// Call off a shutdown that is under way.
+    pub abort: bool,
+}

@@ -1,0 +1,39 @@
+//! Reads about the store as a whole.
+
+use crate::command::args::{error, integer};
+use crate::command::{Call, Failure};
+use crate::keyspace::View;
+use crate::resp::Reply;
+
+type Answer = Result<Reply, Failure>;
+
+/// The digest of this node's own applied contents, as 40 hex digits.
+pub(super) fn debug_digest(_: &Call<'_>, view: &View<'_>) -> Answer {
+    let mut text = String::with_capacity(40);
+    for byte in view.digest()? {
+        use std::fmt::Write;
+        write!(text, "{byte:02x}").expect("a string takes everything");
+    }
+    Ok(Reply::simple(text))
+}
+
+/// The number of slots.
+const SLOTS: i64 = 16384;
+
+fn slot(arg: &[u8]) -> Result<u16, Reply> {
+    let slot = integer(arg)?;
+    if !(0..SLOTS).contains(&slot) {
+        return error("ERR Invalid slot");
+    }
+    Ok(slot as u16)
+}
+
+pub(super) fn check_countkeysinslot(args: &[&[u8]]) -> Result<(), Reply> {
+    slot(args[2]).map(|_| ())
+}
+
+pub(super) fn cluster_countkeysinslot(call: &Call<'_>, view: &View<'_>) -> Answer {
+    Ok(Reply::Int(
+        view.count_keys_in_slot(slot(call.args[2])?)? as i64
+    ))
+}

@@ -1,0 +1,431 @@
+//! Commands about the connection, the server and the cluster: they answer with effects.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::command::args::{error, integer, is_word, printable, syntax_error};
+use crate::command::effect::{
+    Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, LibraryInfo, Shutdown,
+};
+use crate::command::table;
+use crate::keyspace;
+use crate::resp::Reply;
+
+type Answer = Result<Effect, Reply>;
+
+fn owned(arg: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(arg)
+}
+
+fn ok(reply: Reply) -> Answer {
+    Ok(Effect::Reply(reply))
+}
+
+pub(super) fn ping(args: &[&[u8]]) -> Answer {
+    match args {
+        [_] => ok(Reply::pong()),
+        [_, message] => ok(Reply::Bulk(owned(message))),
+        _ => error("ERR wrong number of arguments for 'ping' command"),
+    }
+}
+
+pub(super) fn echo(args: &[&[u8]]) -> Answer {
+    ok(Reply::Bulk(owned(args[1])))
+}
+
+pub(super) fn quit(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Quit)
+}
+
+pub(super) fn reset(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Reset)
+}
+
+/// There is one logical database, as in a Redis cluster.
+pub(super) fn select(args: &[&[u8]]) -> Answer {
+    match i32::try_from(integer(args[1])?) {
+        Ok(0) => ok(Reply::Ok),
+        Ok(_) => error("ERR SELECT is not allowed in cluster mode"),
+        Err(_) => error("ERR value is out of range, value must between -2147483648 and 2147483647"),
+    }
+}
+
+pub(super) fn auth(args: &[&[u8]]) -> Answer {
+    match args {
+        [_, password] => Ok(Effect::Auth(Credentials {
+            username: None,
+            password: owned(password),
+        })),
+        [_, username, password] => Ok(Effect::Auth(Credentials {
+            username: Some(owned(username)),
+            password: owned(password),
+        })),
+        _ => Err(syntax_error()),
+    }
+}
+
+pub(super) fn hello(args: &[&[u8]]) -> Answer {
+    let mut hello = Hello::default();
+    let Some(version) = args.get(1) else {
+        return Ok(Effect::Hello(hello));
+    };
+    hello.protocol = match integer(version) {
+        Ok(2) => Some(2),
+        Ok(3) => Some(3),
+        Ok(_) => return error("NOPROTO unsupported protocol version"),
+        Err(_) => return error("ERR Protocol version is not an integer or out of range"),
+    };
+    let mut rest = &args[2..];
+    while let [option, values @ ..] = rest {
+        match values {
+            [username, password, after @ ..] if is_word(option, "AUTH") => {
+                hello.auth = Some(Credentials {
+                    username: Some(owned(username)),
+                    password: owned(password),
+                });
+                rest = after;
+            }
+            [name, after @ ..] if is_word(option, "SETNAME") => {
+                hello.name = Some(client_name(name)?);
+                rest = after;
+            }
+            _ => {
+                return error(format!(
+                    "ERR Syntax error in HELLO option '{}'",
+                    printable(option)
+                ));
+            }
+        }
+    }
+    Ok(Effect::Hello(hello))
+}
+
+fn is_plain(text: &[u8]) -> bool {
+    text.iter().all(|byte| (b'!'..=b'~').contains(byte))
+}
+
+fn client_name(arg: &[u8]) -> Result<Bytes, Reply> {
+    if !is_plain(arg) {
+        return error("ERR Client names cannot contain spaces, newlines or special characters.");
+    }
+    Ok(owned(arg))
+}
+
+pub(super) fn client_id(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Client(Client::Id))
+}
+
+pub(super) fn client_info(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Client(Client::Info))
+}
+
+pub(super) fn client_getname(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Client(Client::GetName))
+}
+
+pub(super) fn client_setname(args: &[&[u8]]) -> Answer {
+    Ok(Effect::Client(Client::SetName(client_name(args[2])?)))
+}
+
+pub(super) fn client_setinfo(args: &[&[u8]]) -> Answer {
+    let (info, name) = if is_word(args[2], "LIB-NAME") {
+        (LibraryInfo::Name, "lib-name")
+    } else if is_word(args[2], "LIB-VER") {
+        (LibraryInfo::Version, "lib-ver")
+    } else {
+        return error(format!("ERR Unrecognized option '{}'", printable(args[2])));
+    };
+    if !is_plain(args[3]) {
+        return error(format!(
+            "ERR {name} cannot contain spaces, newlines or special characters."
+        ));
+    }
+    Ok(Effect::Client(Client::SetInfo(info, owned(args[3]))))
+}
+
+pub(super) fn client_list(args: &[&[u8]]) -> Answer {
+    let (mut ids, mut kind) = (None, None);
+    match &args[2..] {
+        [] => {}
+        [option, name] if is_word(option, "TYPE") => {
+            kind = Some(client_kind(name)?);
+        }
+        [option, numbers @ ..] if is_word(option, "ID") && !numbers.is_empty() => {
+            let numbers = numbers.iter().map(|arg| {
+                integer(arg)
+                    .ok()
+                    .and_then(|id| u64::try_from(id).ok())
+                    .filter(|id| *id > 0)
+                    .ok_or_else(|| Reply::error("ERR Invalid client ID"))
+            });
+            ids = Some(numbers.collect::<Result<_, _>>()?);
+        }
+        _ => return Err(syntax_error()),
+    }
+    Ok(Effect::Client(Client::List { ids, kind }))
+}
+
+fn client_kind(name: &[u8]) -> Result<ClientKind, Reply> {
+    [
+        ("normal", ClientKind::Normal),
+        ("slave", ClientKind::Replica),
+        ("replica", ClientKind::Replica),
+        ("pubsub", ClientKind::PubSub),
+        ("master", ClientKind::Master),
+    ]
+    .into_iter()
+    .find_map(|(word, kind)| is_word(name, word).then_some(kind))
+    .ok_or_else(|| Reply::error(format!("ERR Unknown client type '{}'", printable(name))))
+}
+
+pub(super) fn config_get(args: &[&[u8]]) -> Answer {
+    Ok(Effect::Config(Config::Get(
+        args[2..].iter().map(|arg| owned(arg)).collect(),
+    )))
+}
+
+pub(super) fn config_set(args: &[&[u8]]) -> Answer {
+    let pairs = args[2..].chunks_exact(2);
+    if !pairs.remainder().is_empty() {
+        return error("ERR wrong number of arguments for 'config|set' command");
+    }
+    Ok(Effect::Config(Config::Set(
+        pairs
+            .map(|pair| (printable(pair[0]).to_ascii_lowercase(), owned(pair[1])))
+            .collect(),
+    )))
+}
+
+pub(super) fn config_resetstat(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Config(Config::ResetStat))
+}
+
+pub(super) fn config_rewrite(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Config(Config::Rewrite))
+}
+
+pub(super) fn info(args: &[&[u8]]) -> Answer {
+    Ok(Effect::Info {
+        sections: args[1..]
+            .iter()
+            .map(|arg| printable(arg).to_ascii_lowercase())
+            .collect(),
+    })
+}
+
+pub(super) fn time(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Time)
+}
+
+pub(super) fn role(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Role)
+}
+
+pub(super) fn shutdown(args: &[&[u8]]) -> Answer {
+    let mut shutdown = Shutdown::default();
+    let (mut save, mut nosave) = (false, false);
+    for option in &args[1..] {
+        if is_word(option, "NOSAVE") {
+            nosave = true;
+        } else if is_word(option, "SAVE") {
+            save = true;
+        } else if is_word(option, "NOW") {
+            shutdown.now = true;
+        } else if is_word(option, "FORCE") {
+            shutdown.force = true;
+        } else if is_word(option, "ABORT") {
+            shutdown.abort = true;
+        } else {
+            return Err(syntax_error());
+        }
+    }
+    if (shutdown.abort && args.len() > 2) || (save && nosave) {
+        return Err(syntax_error());
+    }
+    Ok(Effect::Shutdown(shutdown))
+}
+
+/// The longest DEBUG SLEEP.
+const SLEEP_MAX: Duration = Duration::from_secs(3600);
+
+pub(super) fn debug_sleep(args: &[&[u8]]) -> Answer {
+    let seconds: Option<f64> = std::str::from_utf8(args[2])
+        .ok()
+        .and_then(|text| text.parse().ok());
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .filter(|duration| *duration <= SLEEP_MAX)
+        .map(Effect::Sleep)
+        .ok_or_else(|| Reply::error("ERR value is not a valid float"))
+}
+
+/// The longest name of a member, in bytes.
+const MEMBER_NAME_BYTES_MAX: usize = 255;
+
+fn member_name(arg: &[u8]) -> Result<String, Reply> {
+    match std::str::from_utf8(arg) {
+        Ok(name)
+            if !name.is_empty()
+                && name.len() <= MEMBER_NAME_BYTES_MAX
+                && !name.chars().any(|c| c.is_control() || c.is_whitespace()) =>
+        {
+            Ok(name.to_owned())
+        }
+        _ => error("ERR invalid node name"),
+    }
+}
+
+/// The longest `host:port`: a DNS name has 253 bytes at most.
+const ADDRESS_BYTES_MAX: usize = 253 + 1 + 5;
+
+fn member_address(arg: &[u8]) -> Result<String, Reply> {
+    std::str::from_utf8(arg)
+        .ok()
+        .filter(|text| text.len() <= ADDRESS_BYTES_MAX)
+        .filter(|text| {
+            text.rsplit_once(':').is_some_and(|(host, port)| {
+                is_plain(host.as_bytes())
+                    && !host.is_empty()
+                    && port.parse::<u16>().is_ok_and(|port| port != 0)
+            })
+        })
+        .map(str::to_owned)
+        .ok_or_else(|| Reply::error("ERR invalid node address, expected host:port"))
+}
+
+pub(super) fn join(args: &[&[u8]]) -> Answer {
+    Ok(Effect::Join {
+        name: member_name(args[1])?,
+        addr: member_address(args[2])?,
+    })
+}
+
+pub(super) fn leave(args: &[&[u8]]) -> Answer {
+    Ok(Effect::Leave {
+        name: member_name(args[1])?,
+    })
+}
+
+pub(super) fn cluster_slots(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Cluster(Cluster::Slots))
+}
+
+pub(super) fn cluster_shards(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Cluster(Cluster::Shards))
+}
+
+pub(super) fn cluster_nodes(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Cluster(Cluster::Nodes))
+}
+
+pub(super) fn cluster_info(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Cluster(Cluster::Info))
+}
+
+pub(super) fn cluster_myid(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Cluster(Cluster::MyId))
+}
+
+pub(super) fn cluster_keyslot(args: &[&[u8]]) -> Answer {
+    ok(Reply::Int(i64::from(keyspace::slot(args[2]))))
+}
+
+pub(super) fn readonly(_: &[&[u8]]) -> Answer {
+    Ok(Effect::ReadOnly)
+}
+
+pub(super) fn readwrite(_: &[&[u8]]) -> Answer {
+    Ok(Effect::ReadWrite)
+}
+
+pub(super) fn asking(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Asking)
+}
+
+pub(super) fn multi(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Multi)
+}
+
+pub(super) fn exec(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Exec)
+}
+
+pub(super) fn discard(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Discard)
+}
+
+pub(super) fn watch(args: &[&[u8]]) -> Answer {
+    Ok(Effect::Watch {
+        keys: args[1..].iter().map(|key| owned(key)).collect(),
+    })
+}
+
+pub(super) fn unwatch(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Unwatch)
+}
+
+pub(super) fn wait(args: &[&[u8]]) -> Answer {
+    let replicas = integer(args[1])?;
+    let timeout_ms = integer(args[2])
+        .map_err(|_| Reply::error("ERR timeout is not an integer or out of range"))?;
+    let Ok(timeout_ms) = u64::try_from(timeout_ms) else {
+        return error("ERR timeout is negative");
+    };
+    Ok(Effect::Wait {
+        replicas: u64::try_from(replicas).unwrap_or(0),
+        timeout: (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms)),
+    })
+}
+
+/// Redis's own text in a cluster.
+pub(super) fn refuse_replicaof(_: &[&[u8]]) -> Answer {
+    error("ERR REPLICAOF not allowed in cluster mode.")
+}
+
+pub(super) fn refuse_failover(_: &[&[u8]]) -> Answer {
+    error("ERR FAILOVER not allowed in cluster mode.")
+}
+
+pub(super) fn refuse_replication(args: &[&[u8]]) -> Answer {
+    error(format!(
+        "ERR {} is not supported: nodes replicate by Raft, take one in with JOIN",
+        printable(args[0]).to_ascii_uppercase()
+    ))
+}
+
+pub(super) fn refuse_save(args: &[&[u8]]) -> Answer {
+    error(format!(
+        "ERR {} is not supported: every write is on disk on a majority before its reply",
+        printable(args[0]).to_ascii_uppercase()
+    ))
+}
+
+pub(super) fn refuse_migrate(_: &[&[u8]]) -> Answer {
+    error("ERR MIGRATE is not supported: all members of the cluster hold all keys")
+}
+
+/// What a container answers when only a subcommand makes sense; its arity keeps it from being run.
+pub(super) fn container(args: &[&[u8]]) -> Answer {
+    error(format!(
+        "ERR wrong number of arguments for '{}' command",
+        printable(args[0]).to_ascii_lowercase()
+    ))
+}
+
+/// The HELP of a container, from its rows.
+pub(super) fn help(args: &[&[u8]]) -> Answer {
+    let Some(spec) = table::find(args[0]) else {
+        return Err(syntax_error());
+    };
+    let mut lines = vec![format!(
+        "{} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+        spec.name.to_ascii_uppercase()
+    )];
+    for row in spec.subcommands {
+        let name = row.short_name().to_ascii_uppercase();
+        lines.push(format!("{name} {}", row.syntax).trim_end().to_owned());
+        lines.push(format!("    {}.", row.summary));
+    }
+    ok(Reply::Array(lines.into_iter().map(Reply::simple).collect()))
+}

@@ -1,0 +1,103 @@
+//! What a node does without being asked: ticks for what expires, durable marks, a short log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::type_config::async_runtime::watch::WatchReceiver as _;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::core::{Core, Leadership};
+use crate::keyspace::View;
+use crate::storage::Caps;
+
+/// Most ticks a second that expiry asks for.
+pub const TICK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often the engine is made durable while it changes: what a restart has to carry out again,
+/// and how long an engine keeps pages that it has freed.
+pub const SYNC_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The log is cut when it holds more than this, so that a restart reads it in well under a second.
+pub const LOG_BYTES_MAX: u64 = 64 << 20;
+
+/// A follower that lags by at most this many entries is waited for before the log is cut.
+pub const LOG_ENTRIES_KEPT: u64 = 4096;
+
+impl Core {
+    /// Proposes a tick whenever an expiry is due and no write has carried the time there.
+    pub(super) async fn run_ticks(self: Arc<Self>) {
+        let mut every = interval(TICK_INTERVAL);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            let Leadership::Mine { term } = self.leadership() else { continue };
+            let progress = *self.machine.progress().borrow();
+            let due = progress.due_left || {
+                let now = self.leader_time(term);
+                match self.next_expiry().await {
+                    Some(at) => at <= now,
+                    None => false,
+                }
+            };
+            // A tick that is refused comes again.
+            if due && let Err(reply) = self.tick().await {
+                tracing::debug!(?reply, "tick refused");
+            }
+        }
+    }
+
+    async fn next_expiry(self: &Arc<Self>) -> Option<u64> {
+        let core = self.clone();
+        let look = tokio::task::spawn_blocking(move || {
+            let view = core.machine.store().read().ok()?;
+            View::new(&view, 0, 0).and_then(|view| view.next_expiry()).ok().flatten()
+        });
+        look.await.ok().flatten()
+    }
+
+    /// Keeps the engine durable and the log short.
+    pub(super) async fn run_upkeep(self: Arc<Self>) {
+        let mut every = interval(Duration::from_millis(250));
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let durable_engine = self.machine.store().engine().caps().contains(Caps::DURABLE);
+        let mut synced = Instant::now();
+        loop {
+            every.tick().await;
+            let applied = self.machine.progress().borrow().index;
+            let durable = self.machine.durable().map_or(0, |position| position.index());
+            let too_long = self.log.stats().bytes > LOG_BYTES_MAX;
+            let sync_due = durable_engine && synced.elapsed() >= SYNC_INTERVAL;
+            if applied > durable && (sync_due || too_long) {
+                if self.machine.make_durable().await.is_err() {
+                    return;
+                }
+                synced = Instant::now();
+            }
+            if too_long && !self.shorten_log().await {
+                return;
+            }
+            if let Err(error) = self.machine.retire_spools() {
+                tracing::warn!(%error, "received snapshot files could not be removed");
+            }
+        }
+    }
+
+    /// Drops what the newest durable state covers, but keeps what live followers still need.
+    async fn shorten_log(&self) -> bool {
+        let durable = self.machine.durable().map_or(0, |position| position.index());
+        if self.raft.trigger().snapshot().await.is_err() {
+            return false;
+        }
+        let slowest = {
+            let metrics = self.raft.data_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.replication.as_ref().and_then(|replication| {
+                replication.values().map(|id| id.as_ref().map_or(0, |id| id.index)).min()
+            })
+        };
+        // A follower that lags by more gets a snapshot instead.
+        let near = slowest.filter(|slowest| slowest + LOG_ENTRIES_KEPT >= durable);
+        let upto = near.map_or(durable, |slowest| slowest.min(durable));
+        upto == 0 || self.raft.trigger().purge_log(upto).await.is_ok()
+    }
+}

@@ -1,0 +1,246 @@
+//! What nodes ask each other beyond Raft's own messages.
+//!
+//! ```text
+//! request  = kind u8 | fields        response = kind u8 | fields
+//! ```
+//!
+//! Integers are little-endian, as everywhere between nodes.
+
+use bytes::Bytes;
+
+use crate::raft::codec::{self, Malformed, Reader};
+use crate::raft::entry::Group;
+use crate::raft::reply_codec::{put_reply, read_reply};
+use crate::raft::{Member, NodeId};
+use crate::resp::Reply;
+
+/// A request to another node.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Request {
+    /// Append these groups, but only as the leader of `term`.
+    Forward { term: u64, groups: Vec<Group> },
+    /// Confirm the leadership, and say from which entry on a read is linearizable.
+    Barrier,
+    /// Take a node in.
+    Join { name: String, raft_addr: String },
+    /// Take a member out.
+    Leave { name: String },
+    /// Become a member of this cluster; to a node of another one.
+    Adopt { cluster: u128, name: String },
+    /// You were taken out.
+    Removed,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Response {
+    /// The groups were carried out by the entries at these indices, with these replies.
+    Done(Vec<(u64, Vec<Reply>)>),
+    /// Nothing of it was or will be done.
+    Refused,
+    /// Nobody knows what became of it.
+    Unknown,
+    /// Reads are linearizable from this entry on; the leader's time.
+    Barrier { index: u64, time_ms: u64 },
+    /// The answer for the client.
+    Reply(Reply),
+    /// The node waits to be taken in.
+    Adopted { id: NodeId, member: Member, level: u16 },
+}
+
+const FORWARD: u8 = 1;
+const BARRIER: u8 = 2;
+const JOIN: u8 = 3;
+const LEAVE: u8 = 4;
+const ADOPT: u8 = 5;
+const REMOVED: u8 = 6;
+
+const DONE: u8 = 1;
+const REFUSED: u8 = 2;
+const UNKNOWN: u8 = 3;
+const BARRIER_AT: u8 = 4;
+const REPLY: u8 = 5;
+const ADOPTED: u8 = 6;
+
+impl Request {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = Vec::new();
+        match self {
+            Request::Forward { term, groups } => {
+                out.push(FORWARD);
+                out.extend_from_slice(&term.to_le_bytes());
+                out.extend_from_slice(&(groups.len() as u32).to_le_bytes());
+                for group in groups {
+                    group.encode(&mut out);
+                }
+            }
+            Request::Barrier => out.push(BARRIER),
+            Request::Join { name, raft_addr } => {
+                out.push(JOIN);
+                codec::put_text(&mut out, name);
+                codec::put_text(&mut out, raft_addr);
+            }
+            Request::Leave { name } => {
+                out.push(LEAVE);
+                codec::put_text(&mut out, name);
+            }
+            Request::Adopt { cluster, name } => {
+                out.push(ADOPT);
+                out.extend_from_slice(&cluster.to_le_bytes());
+                codec::put_text(&mut out, name);
+            }
+            Request::Removed => out.push(REMOVED),
+        }
+        out.into()
+    }
+
+    pub(super) fn decode(bytes: Bytes) -> Result<Self, Malformed> {
+        let mut r = Reader::new(bytes);
+        let request = match r.u8("request")? {
+            FORWARD => {
+                let (term, count) = (r.u64("request")?, r.u32("request")?);
+                let mut groups = Vec::new();
+                for _ in 0..count {
+                    groups.push(Group::decode(&mut r)?);
+                }
+                Request::Forward { term, groups }
+            }
+            BARRIER => Request::Barrier,
+            JOIN => Request::Join { name: r.text("request")?, raft_addr: r.text("request")? },
+            LEAVE => Request::Leave { name: r.text("request")? },
+            ADOPT => {
+                let (low, high) = (r.u64("request")?, r.u64("request")?);
+                let cluster = u128::from(high) << 64 | u128::from(low);
+                Request::Adopt { cluster, name: r.text("request")? }
+            }
+            REMOVED => Request::Removed,
+            _ => return Err(Malformed("request: unknown kind")),
+        };
+        r.finish("request")?;
+        Ok(request)
+    }
+}
+
+impl Response {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = Vec::new();
+        match self {
+            Response::Done(groups) => {
+                out.push(DONE);
+                out.extend_from_slice(&(groups.len() as u32).to_le_bytes());
+                for (index, replies) in groups {
+                    out.extend_from_slice(&index.to_le_bytes());
+                    out.extend_from_slice(&(replies.len() as u32).to_le_bytes());
+                    for reply in replies {
+                        put_reply(&mut out, reply);
+                    }
+                }
+            }
+            Response::Refused => out.push(REFUSED),
+            Response::Unknown => out.push(UNKNOWN),
+            Response::Barrier { index, time_ms } => {
+                out.push(BARRIER_AT);
+                out.extend_from_slice(&index.to_le_bytes());
+                out.extend_from_slice(&time_ms.to_le_bytes());
+            }
+            Response::Reply(reply) => {
+                out.push(REPLY);
+                put_reply(&mut out, reply);
+            }
+            Response::Adopted { id, member, level } => {
+                out.push(ADOPTED);
+                out.extend_from_slice(&id.to_le_bytes());
+                codec::put_member(&mut out, member);
+                out.extend_from_slice(&level.to_le_bytes());
+            }
+        }
+        out.into()
+    }
+
+    pub(super) fn decode(bytes: Bytes) -> Result<Self, Malformed> {
+        let mut r = Reader::new(bytes);
+        match r.u8("response")? {
+            DONE => {
+                let mut groups = Vec::new();
+                for _ in 0..r.u32("response")? {
+                    let index = r.u64("response")?;
+                    let mut replies = Vec::new();
+                    for _ in 0..r.u32("response")? {
+                        replies.push(read_reply(&mut r)?);
+                    }
+                    groups.push((index, replies));
+                }
+                r.finish("response")?;
+                Ok(Response::Done(groups))
+            }
+            REFUSED => r.finish("response").map(|()| Response::Refused),
+            UNKNOWN => r.finish("response").map(|()| Response::Unknown),
+            BARRIER_AT => {
+                let (index, time_ms) = (r.u64("response")?, r.u64("response")?);
+                r.finish("response").map(|()| Response::Barrier { index, time_ms })
+            }
+            REPLY => {
+                let reply = read_reply(&mut r)?;
+                r.finish("response").map(|()| Response::Reply(reply))
+            }
+            ADOPTED => {
+                let id = r.u64("response")?;
+                let member = codec::read_member(&mut r)?;
+                let level = r.u16("response")?;
+                r.finish("response").map(|()| Response::Adopted { id, member, level })
+            }
+            _ => Err(Malformed("response: unknown kind")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::entry::{GroupBuilder, Rule};
+
+    #[test]
+    fn requests_survive_the_round_trip() {
+        let mut group = GroupBuilder::new(Rule::Each);
+        group.command(&["INCR", "a"]);
+        let mut group = group.finish();
+        (group.origin, group.sequence) = (3, 4);
+        for request in [
+            Request::Forward { term: 7, groups: vec![group.clone(), group] },
+            Request::Barrier,
+            Request::Join { name: "node1".to_owned(), raft_addr: "h:1".to_owned() },
+            Request::Leave { name: "node1".to_owned() },
+            Request::Adopt { cluster: u128::MAX - 5, name: "node1".to_owned() },
+            Request::Removed,
+        ] {
+            assert_eq!(Request::decode(request.encode()), Ok(request));
+        }
+    }
+
+    #[test]
+    fn responses_survive_the_round_trip() {
+        let replies = vec![Reply::Ok, Reply::Int(-3), Reply::Null, Reply::error("ERR no")];
+        for response in [
+            Response::Done(vec![(9, replies), (10, vec![Reply::NullArray]), (11, vec![])]),
+            Response::Refused,
+            Response::Unknown,
+            Response::Barrier { index: 4, time_ms: 5 },
+            Response::Reply(Reply::bulk("value")),
+            Response::Adopted { id: 3, member: Member::default(), level: 1 },
+        ] {
+            assert_eq!(Response::decode(response.encode()), Ok(response));
+        }
+    }
+
+    #[test]
+    fn truncated_messages_are_refused() {
+        let request = Request::Join { name: "n".to_owned(), raft_addr: "h:1".to_owned() }.encode();
+        let response = Response::Done(vec![(9, vec![Reply::Ok, Reply::bulk("v")])]).encode();
+        for len in 0..request.len() {
+            assert!(Request::decode(request.slice(..len)).is_err());
+        }
+        for len in 0..response.len() {
+            assert!(Response::decode(response.slice(..len)).is_err());
+        }
+    }
+}

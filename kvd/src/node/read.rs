@@ -1,0 +1,166 @@
+//! The read barrier: what makes a read linearizable on any node.
+//!
+//! A round asks the leader to confirm its leadership with a majority; the leader does it for
+//! itself, a follower by one request. A read joins only a round that has not started yet, so
+//! whatever was acknowledged before the read began is covered by the round's index.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use openraft::raft::ReadPolicy;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::core::{Core, Leadership};
+use super::peer::{Request, Response};
+use super::types::{ReadLevel, Reading};
+use crate::doors;
+use crate::raft::entry::GroupBuilder;
+use crate::raft::position::Position;
+use crate::resp::Reply;
+
+/// Rounds that may be under way at once.
+const ROUNDS_IN_FLIGHT_MAX: usize = 4;
+
+/// How long a refused round waits before the next try.
+const RETRY_AFTER: Duration = Duration::from_millis(20);
+
+/// From which entry on a read is linearizable, and the leader's time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ReadPoint {
+    pub(super) index: u64,
+    pub(super) time_ms: u64,
+}
+
+/// The reads that wait for the next round.
+pub(super) struct Barrier {
+    waiting: Mutex<Vec<oneshot::Sender<Option<ReadPoint>>>>,
+    wake: Notify,
+    rounds: Arc<Semaphore>,
+}
+
+impl Barrier {
+    pub(super) fn new() -> Self {
+        Barrier {
+            waiting: Mutex::default(),
+            wake: Notify::new(),
+            rounds: Arc::new(Semaphore::new(ROUNDS_IN_FLIGHT_MAX)),
+        }
+    }
+}
+
+impl Core {
+    /// A consistent view that is as fresh as `level` says, and holds entry `after`.
+    pub(super) async fn read(&self, level: ReadLevel, after: u64) -> Result<Reading, Reply> {
+        match level {
+            ReadLevel::Linearizable => self.read_linearizable().await,
+            ReadLevel::Local => self.read_local(after).await,
+        }
+    }
+
+    async fn read_linearizable(&self) -> Result<Reading, Reply> {
+        let deadline = Instant::now() + self.settings.hold;
+        let down = || Reply::error("CLUSTERDOWN The cluster is down");
+        let (done, wait) = oneshot::channel();
+        self.barrier.waiting.lock().expect("no panic while held").push(done);
+        self.barrier.wake.notify_one();
+        let point = match timeout_at(deadline, wait).await {
+            Ok(Ok(Some(point))) => point,
+            _ => return Err(down()),
+        };
+        let mut progress = self.machine.progress();
+        let applied =
+            timeout_at(deadline, progress.wait_for(|progress| progress.index >= point.index));
+        applied.await.map_err(|_| down())?.map_err(|_| down())?;
+        self.reading(point.time_ms)
+    }
+
+    async fn read_local(&self, after: u64) -> Result<Reading, Reply> {
+        if self.is_loading() {
+            return Err(Reply::error("LOADING kvd is carrying out what was committed before the start"));
+        }
+        let deadline = Instant::now() + self.settings.hold;
+        let mut progress = self.machine.progress();
+        let applied = timeout_at(deadline, progress.wait_for(|progress| progress.index >= after));
+        let now_ms = match applied.await {
+            Ok(Ok(progress)) => {
+                progress.time_ms + progress.at.elapsed().as_millis() as u64
+            }
+            _ => return Err(Reply::error("CLUSTERDOWN The cluster is down")),
+        };
+        self.reading(now_ms)
+    }
+
+    fn reading(&self, now_ms: u64) -> Result<Reading, Reply> {
+        let view = self.machine.store().read().map_err(|error| {
+            tracing::error!(%error, "engine read failed");
+            Reply::error("ERR internal error")
+        })?;
+        let replicated_ms = Position::time_of(view.mark());
+        Ok(Reading { view, replicated_ms, now_ms: now_ms.max(replicated_ms) })
+    }
+
+    /// Brings replicated time to the leader's: keys that are due are gone afterwards.
+    pub(super) async fn tick(&self) -> Result<(), Reply> {
+        let written = self.propose(GroupBuilder::internal().finish()).await?;
+        let mut progress = self.machine.progress();
+        let applied = progress.wait_for(|progress| progress.index >= written.index);
+        timeout_at(Instant::now() + self.settings.hold, applied)
+            .await
+            .map_err(|_| Reply::error("CLUSTERDOWN The cluster is down"))?
+            .map_err(|_| Reply::error("CLUSTERDOWN The cluster is down"))?;
+        Ok(())
+    }
+
+    /// Serves the barrier until the node stops.
+    pub(super) async fn run_barrier(self: Arc<Self>) {
+        loop {
+            self.barrier.wake.notified().await;
+            let permit = self.barrier.rounds.clone().acquire_owned().await;
+            let waiting =
+                std::mem::take(&mut *self.barrier.waiting.lock().expect("no panic while held"));
+            if waiting.is_empty() {
+                continue;
+            }
+            let core = self.clone();
+            doors::spawn(async move {
+                let deadline = Instant::now() + core.settings.hold;
+                let point = timeout_at(deadline, core.round()).await.ok();
+                drop(permit);
+                for waiter in waiting {
+                    drop(waiter.send(point));
+                }
+            });
+        }
+    }
+
+    /// One round, tried again until a leader confirms.
+    async fn round(&self) -> ReadPoint {
+        loop {
+            match self.leadership() {
+                Leadership::Mine { .. } => {
+                    if let Some(point) = self.confirm().await {
+                        return point;
+                    }
+                }
+                Leadership::Other { id, member, .. } => {
+                    let deadline = Instant::now() + self.settings.hold;
+                    let answer = self.ask(id, &member, &Request::Barrier, deadline).await;
+                    if let Ok(Response::Barrier { index, time_ms }) = answer {
+                        return ReadPoint { index, time_ms };
+                    }
+                }
+                Leadership::Nobody => {}
+            }
+            sleep(RETRY_AFTER).await;
+        }
+    }
+
+    /// Confirms this node's leadership with a majority.
+    pub(super) async fn confirm(&self) -> Option<ReadPoint> {
+        let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.ok()?;
+        let id = *linearizer.read_log_id();
+        let time_ms = self.leader_time(id.committed_leader_id().term);
+        Some(ReadPoint { index: id.index(), time_ms })
+    }
+}

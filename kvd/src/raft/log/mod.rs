@@ -1,0 +1,21 @@
+//! The Raft log: openraft's storage traits over a [`Journal`], with group commit and fail-stop.
+//!
+//! Exactly one flush is outstanding at any time. Whatever arrives while it runs shares the next
+//! one, which begins the moment the first has ended; so an idle log answers one writer as fast as
+//! one sync allows, and a busy one syncs once for all who wait. Entries, votes and truncations are
+//! records of one sequence, reported only when the flush that covers them has ended.
+//!
+//! After a failed write or sync nothing is written any more: everyone who waits gets the error,
+//! and the process is told to end. The operating system may already have dropped the pages that
+//! it failed to write, so a second sync would report success for data that is gone.
+
+mod format;
+mod journal;
+mod record;
+mod restart;
+mod store;
+
+pub use format::{Identity, OpenError};
+pub use journal::{FileJournal, Journal, JournalState, MemoryDisk, MemoryJournal};
+pub use restart::{RestartError, RestartState, check_restart};
+pub use store::{LogStats, LogStore};

@@ -1,0 +1,543 @@
+//! openraft's log storage over a journal.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, ControlFlow, RangeBounds};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+
+use futures_util::Stream;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::OptionalSend;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use super::format::{self, Identity, OpenError};
+use super::journal::{FileJournal, Journal, JournalState};
+use super::record::Body;
+use super::restart::{RestartError, RestartState, check_restart};
+use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
+
+/// One read for replication or apply returns entries of about this many bytes, and at least one.
+pub const READ_BYTES_MAX: usize = 1 << 20;
+
+/// Called once when the log has failed: one line that says what and where.
+pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// The log's handle; cheap to clone.
+#[derive(Clone)]
+pub struct LogStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    journal: RwLock<Box<dyn Journal>>,
+    /// Ordered by the records that they wait for; locked only together with the journal, after it.
+    waiting: Mutex<Waiting>,
+    /// Everything below this index is flushed.
+    flushed: watch::Sender<u64>,
+    floor: AtomicU64,
+    failed: OnceLock<String>,
+    on_fatal: OnFatal,
+    metrics: Metrics,
+}
+
+#[derive(Default)]
+struct Waiting {
+    waiters: VecDeque<Waiter>,
+    /// To be written with the next flush.
+    committed: Option<LogId>,
+    flushing: bool,
+}
+
+enum Waiter {
+    Append(IOFlushed<TypeConfig>),
+    Done(oneshot::Sender<io::Result<()>>),
+    /// Nobody waits, but it must reach the disk.
+    Nobody,
+}
+
+impl Waiter {
+    fn complete(self, result: &Result<(), String>) {
+        let result = result.as_ref().copied().map_err(|reason| io::Error::other(reason.clone()));
+        match self {
+            Waiter::Append(flushed) => flushed.io_completed(result),
+            // Who waited may have gone.
+            Waiter::Done(done) => drop(done.send(result)),
+            Waiter::Nobody => {}
+        }
+    }
+}
+
+#[derive(Default)]
+struct Metrics {
+    entries: AtomicU64,
+    bytes: AtomicU64,
+    flushes: AtomicU64,
+    flush_us: AtomicU64,
+    flush_us_max: AtomicU64,
+}
+
+/// Where the log stands.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LogStats {
+    /// The last entry, or the last one purged.
+    pub last_index: u64,
+    /// The last entry purged.
+    pub purged_index: u64,
+    /// The last entry known to be committed.
+    pub committed_index: u64,
+    /// Bytes on disk.
+    pub bytes: u64,
+}
+
+impl LogStore {
+    /// Opens the log of a node in files.
+    ///
+    /// # Errors
+    ///
+    /// See [`OpenError`].
+    pub fn open(dir: &Path, identity: Identity, on_fatal: OnFatal) -> Result<Self, OpenError> {
+        format::check(dir, identity)?;
+        let before = newest_chunk(dir);
+        let journal = FileJournal::open(dir).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidData => {
+                OpenError::Damaged { dir: dir.to_owned(), reason: source.to_string() }
+            }
+            _ => OpenError::Io { dir: dir.to_owned(), source },
+        })?;
+        if let Some((path, bytes)) = before
+            && let Ok(now) = std::fs::metadata(&path)
+            && now.len() < bytes
+        {
+            tracing::warn!(
+                file = %path.display(),
+                bytes = bytes - now.len(),
+                last = journal.state().last.map_or(0, |id| id.index),
+                "an unfinished write at the end of the log was cut off"
+            );
+        }
+        Ok(Self::over(Box::new(journal), on_fatal))
+    }
+
+    /// A log over any journal.
+    pub fn over(journal: Box<dyn Journal>, on_fatal: OnFatal) -> Self {
+        let state = journal.state();
+        LogStore {
+            inner: Arc::new(Inner {
+                journal: RwLock::new(journal),
+                waiting: Mutex::default(),
+                flushed: watch::Sender::new(next_index(state.last.max(state.purged))),
+                floor: AtomicU64::new(0),
+                failed: OnceLock::new(),
+                on_fatal,
+                metrics: Metrics::default(),
+            }),
+        }
+    }
+
+    /// Checks that log and state fit together; see [`check_restart`].
+    ///
+    /// # Errors
+    ///
+    /// They do not.
+    pub fn check_restart(
+        &self,
+        applied: Option<LogId>,
+        newest_spool: Option<u64>,
+    ) -> Result<(), RestartError> {
+        let JournalState { vote, last, committed, purged } = self.state();
+        check_restart(&RestartState { applied, purged, last, committed, vote, newest_spool })
+    }
+
+    /// Says that a restart can begin from the entry at `index`: the log may be purged up to it.
+    pub fn set_purge_floor(&self, index: u64) {
+        self.inner.floor.fetch_max(index, Ordering::AcqRel);
+    }
+
+    /// Waits until the entry at `index` is on this node's disk.
+    ///
+    /// # Errors
+    ///
+    /// The log has failed.
+    pub async fn wait_flushed(&self, index: u64) -> io::Result<()> {
+        let mut flushed = self.inner.flushed.subscribe();
+        let inner = &self.inner;
+        let reached = flushed.wait_for(|next| *next > index || inner.failed.get().is_some());
+        // The sender lives in the log itself.
+        drop(reached.await);
+        inner.check()
+    }
+
+    /// Where the log stands.
+    pub fn stats(&self) -> LogStats {
+        let journal = self.inner.journal.read().expect("no panic while held");
+        let state = journal.state();
+        let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
+        LogStats {
+            last_index: index(state.last.max(state.purged)),
+            purged_index: index(state.purged),
+            committed_index: index(state.committed),
+            bytes: journal.bytes(),
+        }
+    }
+
+    /// The lines of INFO about the log.
+    pub fn info(&self) -> Vec<(String, String)> {
+        let metrics = &self.inner.metrics;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (entries, flushes) = (get(&metrics.entries), get(&metrics.flushes));
+        let per = |of: u64, to: u64| {
+            if to == 0 { "0.00".to_owned() } else { format!("{:.2}", of as f64 / to as f64) }
+        };
+        [
+            ("raft_log_bytes", self.stats().bytes.to_string()),
+            ("raft_log_entries", entries.to_string()),
+            ("raft_log_entry_bytes", get(&metrics.bytes).to_string()),
+            ("raft_log_syncs", flushes.to_string()),
+            ("raft_entries_per_sync", per(entries, flushes)),
+            ("raft_log_sync_us_avg", per(get(&metrics.flush_us), flushes)),
+            ("raft_log_sync_us_max", get(&metrics.flush_us_max).to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+
+    /// Writes what is still in memory only.
+    ///
+    /// # Errors
+    ///
+    /// The log has failed.
+    pub async fn close(&self) -> io::Result<()> {
+        self.change(|_| Ok(())).await
+    }
+
+    fn state(&self) -> JournalState {
+        self.inner.journal.read().expect("no panic while held").state()
+    }
+
+    /// Makes a change and waits until it is durable.
+    async fn change(
+        &self,
+        change: impl FnOnce(&mut dyn Journal) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let (done, wait) = oneshot::channel();
+        self.inner.submit(Waiter::Done(done), change)?;
+        wait.await.map_err(|_| io::Error::other("the log has ended"))?
+    }
+
+    fn read(&self, from: u64, to: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let (mut entries, mut bytes, mut damage) = (Vec::new(), 0, None);
+        let journal = self.inner.journal.read().expect("no panic while held");
+        journal.read(from, to, &mut |id, body| {
+            if !entries.is_empty() && bytes + body.0.len() > bytes_max {
+                return ControlFlow::Break(());
+            }
+            bytes += body.0.len();
+            match body.payload() {
+                Ok(payload) => {
+                    entries.push(Entry { log_id: id, payload });
+                    ControlFlow::Continue(())
+                }
+                Err(error) => {
+                    damage = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        match damage {
+            None => Ok(entries),
+            Some(error) => Err(error),
+        }
+    }
+}
+
+impl Inner {
+    fn check(&self) -> io::Result<()> {
+        match self.failed.get() {
+            None => Ok(()),
+            Some(reason) => Err(io::Error::other(reason.clone())),
+        }
+    }
+
+    /// Makes a change, and lets `waiter` wait for the flush that covers it.
+    fn submit(
+        self: &Arc<Self>,
+        waiter: Waiter,
+        change: impl FnOnce(&mut dyn Journal) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut journal = self.journal.write().expect("no panic while held");
+        self.check()?;
+        if let Err(error) = change(&mut **journal) {
+            drop(journal);
+            self.fail(&error, [waiter]);
+            return Err(error);
+        }
+        let mut waiting = self.waiting.lock().expect("no panic while held");
+        waiting.waiters.push_back(waiter);
+        if waiting.flushing {
+            return Ok(());
+        }
+        self.begin(&mut **journal, &mut waiting);
+        Ok(())
+    }
+
+    /// Begins a flush for everyone who waits.
+    fn begin(self: &Arc<Self>, journal: &mut dyn Journal, waiting: &mut Waiting) {
+        if let Some(committed) = waiting.committed.take()
+            && journal.state().last >= Some(committed)
+            && let Err(error) = journal.save_committed(committed)
+        {
+            self.fail(&error, waiting.waiters.drain(..));
+            return;
+        }
+        let state = journal.state();
+        let covered = next_index(state.last.max(state.purged));
+        let waiters = std::mem::take(&mut waiting.waiters);
+        waiting.flushing = true;
+        let (inner, began) = (self.clone(), Instant::now());
+        // The waiters are shared, so that they can be told when the flush cannot even begin.
+        let shared = Arc::new(Mutex::new(Some(waiters)));
+        let own = shared.clone();
+        let begun = journal.flush(Box::new(move |result| {
+            let waiters = own.lock().expect("no panic while held").take();
+            inner.end(result, waiters.unwrap_or_default(), covered, began);
+        }));
+        if let Err(error) = begun {
+            let waiters = shared.lock().expect("no panic while held").take();
+            self.fail(&error, waiters.unwrap_or_default());
+        }
+    }
+
+    /// Ends a flush, and begins the next where someone waits.
+    fn end(
+        self: &Arc<Self>,
+        result: io::Result<()>,
+        waiters: VecDeque<Waiter>,
+        covered: u64,
+        began: Instant,
+    ) {
+        if let Err(error) = result {
+            self.fail(&error, waiters);
+            return;
+        }
+        let us = began.elapsed().as_micros() as u64;
+        self.metrics.flushes.fetch_add(1, Ordering::Relaxed);
+        self.metrics.flush_us.fetch_add(us, Ordering::Relaxed);
+        self.metrics.flush_us_max.fetch_max(us, Ordering::Relaxed);
+        {
+            // The next flush begins before anyone is told of this one: the disk need not wait.
+            let mut journal = self.journal.write().expect("no panic while held");
+            let mut waiting = self.waiting.lock().expect("no panic while held");
+            // A truncation since then has already lowered what counts.
+            let state = journal.state();
+            let covered = covered.min(next_index(state.last.max(state.purged)));
+            self.flushed.send_replace(covered);
+            waiting.flushing = false;
+            if !waiting.waiters.is_empty() {
+                self.begin(&mut **journal, &mut waiting);
+            }
+        }
+        for waiter in waiters {
+            waiter.complete(&Ok(()));
+        }
+    }
+
+    /// Stops the log for good.
+    fn fail(&self, error: &io::Error, waiters: impl IntoIterator<Item = Waiter>) {
+        let reason = format!("the Raft log could not be written: {error}");
+        if self.failed.set(reason.clone()).is_ok() {
+            tracing::error!(
+                %error,
+                "the Raft log could not be written; this process ends, and a restart finds what \
+                 reached the disk"
+            );
+        }
+        // Wakes those who wait for a flush; they look at `failed` first.
+        self.flushed.send_modify(|_| {});
+        for waiter in waiters {
+            waiter.complete(&Err(reason.clone()));
+        }
+        let left = match self.waiting.try_lock() {
+            Ok(mut waiting) => std::mem::take(&mut waiting.waiters),
+            Err(_) => VecDeque::new(),
+        };
+        for waiter in left {
+            waiter.complete(&Err(reason.clone()));
+        }
+        (self.on_fatal)(&reason);
+    }
+}
+
+fn next_index(last: Option<LogId>) -> u64 {
+    last.map_or(0, |id| id.index + 1)
+}
+
+fn newest_chunk(dir: &Path) -> Option<(std::path::PathBuf, u64)> {
+    let mut chunks: Vec<_> = std::fs::read_dir(dir)
+        .ok()?
+        .filter_map(|file| Some(file.ok()?.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "wal"))
+        .collect();
+    chunks.sort();
+    let path = chunks.pop()?;
+    let bytes = std::fs::metadata(&path).ok()?.len();
+    Some((path, bytes))
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<R>(&mut self, range: R) -> io::Result<Vec<Entry>>
+    where
+        R: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (from, to) = bounds(&range);
+        self.read(from, to, usize::MAX)
+    }
+
+    async fn limited_get_log_entries(&mut self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
+        self.read(from, to, READ_BYTES_MAX)
+    }
+
+    async fn entries_stream<R>(
+        &mut self,
+        range: R,
+    ) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        R: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        // A long replay must not hold the whole log in memory.
+        let (from, to) = bounds(&range);
+        let start = (self.clone(), from, VecDeque::new());
+        Box::pin(futures_util::stream::unfold(start, move |(log, mut next, mut ready)| async move {
+            if ready.is_empty() {
+                if next >= to {
+                    return None;
+                }
+                match log.read(next, to, READ_BYTES_MAX) {
+                    Ok(entries) if entries.is_empty() => return None,
+                    Ok(entries) => ready.extend(entries),
+                    Err(error) => return Some((Err(error), (log, to, VecDeque::new()))),
+                }
+            }
+            let entry: Entry = ready.pop_front()?;
+            next = entry.log_id.index + 1;
+            Some((Ok(entry), (log, next, ready)))
+        }))
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.state().vote)
+    }
+}
+
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let from = match range.start_bound() {
+        Bound::Included(from) => *from,
+        Bound::Excluded(before) => before + 1,
+        Bound::Unbounded => 0,
+    };
+    let to = match range.end_bound() {
+        Bound::Included(last) => last + 1,
+        Bound::Excluded(to) => *to,
+        Bound::Unbounded => u64::MAX,
+    };
+    (from, to)
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let state = self.state();
+        Ok(LogState {
+            last_purged_log_id: state.purged,
+            last_log_id: state.last.max(state.purged),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let vote = *vote;
+        self.change(|journal| journal.save_vote(vote)).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        // It may be lost: Raft finds it out again. So it rides with the next flush.
+        self.inner.waiting.lock().expect("no panic while held").committed = committed;
+        self.inner.check()
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.state().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let bodies: Vec<(LogId, Body)> = entries
+            .into_iter()
+            .map(|entry| (entry.log_id, Body::of(&entry.payload)))
+            .collect();
+        let metrics = &self.inner.metrics;
+        metrics.entries.fetch_add(bodies.len() as u64, Ordering::Relaxed);
+        let bytes: usize = bodies.iter().map(|(_, body)| body.0.len()).sum();
+        metrics.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.inner.submit(Waiter::Append(callback), |journal| {
+            for (id, body) in bodies {
+                let state = journal.state();
+                let expected = next_index(state.last.max(state.purged));
+                // An empty log may begin anywhere: a new member's first entry follows a snapshot.
+                if expected != id.index && expected != 0 {
+                    return Err(io::Error::other(format!(
+                        "entry {} was given to a log that ends at {}",
+                        id.index,
+                        expected - 1
+                    )));
+                }
+                journal.append(id, body)?;
+            }
+            Ok(())
+        })
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        let inner = self.inner.clone();
+        self.change(move |journal| {
+            // A crash may have lost the record of a truncation that Raft then repeats.
+            if journal.state().last <= last {
+                return Ok(());
+            }
+            journal.truncate_after(last)?;
+            inner.flushed.send_modify(|flushed| *flushed = (*flushed).min(next_index(last)));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        let floor = self.inner.floor.load(Ordering::Acquire);
+        if upto.index > floor {
+            return Err(io::Error::other(format!(
+                "purging the log up to {} would drop what a restart needs from {floor} on",
+                upto.index
+            )));
+        }
+        self.inner.submit(Waiter::Nobody, |journal| {
+            if journal.state().purged >= Some(upto) {
+                return Ok(());
+            }
+            journal.purge(upto)
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -1,0 +1,287 @@
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc;
+
+use bytes::Bytes;
+use openraft::EntryPayload;
+use openraft::storage::RaftLogStorageExt as _;
+
+use super::super::journal::{Flushed, MemoryDisk, MemoryJournal, Visit};
+use super::*;
+use crate::raft::types::{Proposal, log_id};
+
+fn entry(term: u64, index: u64) -> Entry {
+    let payload = EntryPayload::Normal(Proposal(Bytes::from(vec![index as u8; 1000])));
+    Entry { log_id: log_id(term, index), payload }
+}
+
+fn ignore() -> OnFatal {
+    Arc::new(|_| {})
+}
+
+fn identity() -> Identity {
+    Identity { cluster: 7, group: 0, node: 9 }
+}
+
+fn open(dir: &Path) -> Result<LogStore, OpenError> {
+    LogStore::open(dir, identity(), ignore())
+}
+
+async fn fill(log: &mut LogStore, entries: u64) {
+    log.save_vote(&Vote::new_committed(1, 9)).await.unwrap();
+    for index in 0..entries {
+        log.blocking_append([entry(1, index)]).await.unwrap();
+    }
+}
+
+/// The files of a log with some entries, as a crash would leave them.
+async fn files(entries: u64) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).unwrap();
+    fill(&mut log, entries).await;
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let file = file.unwrap().path();
+        std::fs::copy(&file, copy.path().join(file.file_name().unwrap())).unwrap();
+    }
+    copy
+}
+
+fn damage(dir: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let (chunk, _) = newest_chunk(dir).expect("a log has a chunk");
+    let mut bytes = std::fs::read(&chunk).unwrap();
+    change(&mut bytes);
+    std::fs::write(&chunk, bytes).unwrap();
+}
+
+/// Where the payload of an entry begins in a chunk.
+fn payload_of(bytes: &[u8], index: u8) -> usize {
+    let pattern = [index; 200];
+    bytes.windows(pattern.len()).position(|window| window == pattern).expect("the entry is there")
+}
+
+#[tokio::test]
+async fn entries_votes_and_purges_survive_a_restart() {
+    let dir = files(20).await;
+    let mut log = open(dir.path()).unwrap();
+    assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new_committed(1, 9)));
+    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 20);
+    log.set_purge_floor(10);
+    log.truncate_after(Some(log_id(1, 15))).await.unwrap();
+    log.purge(log_id(1, 10)).await.unwrap();
+    log.close().await.unwrap();
+    drop(log);
+    let mut log = open(dir.path()).unwrap();
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!(state.last_purged_log_id, Some(log_id(1, 10)));
+    assert_eq!(state.last_log_id, Some(log_id(1, 15)));
+    assert_eq!(log.try_get_log_entries(11..).await.unwrap(), (11..16).map(|i| entry(1, i)).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_second_opening_is_refused_while_the_first_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let _first = open(dir.path()).unwrap();
+    assert!(open(dir.path()).is_err());
+}
+
+#[tokio::test]
+async fn a_log_of_another_cluster_or_node_is_refused() {
+    let dir = files(1).await;
+    let other = Identity { cluster: 8, ..identity() };
+    let error = LogStore::open(dir.path(), other, ignore()).err().unwrap().to_string();
+    assert!(error.contains("cluster is"), "{error}");
+    let other = Identity { node: 10, ..identity() };
+    let error = LogStore::open(dir.path(), other, ignore()).err().unwrap().to_string();
+    assert!(error.contains("node is"), "{error}");
+}
+
+#[tokio::test]
+async fn a_damaged_payload_is_refused() {
+    let dir = files(20).await;
+    damage(dir.path(), |bytes| {
+        let at = payload_of(bytes, 5);
+        bytes[at + 3] ^= 1;
+    });
+    assert!(matches!(open(dir.path()), Err(OpenError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn a_damaged_length_is_refused_and_not_taken_for_the_end() {
+    let dir = files(20).await;
+    damage(dir.path(), |bytes| {
+        // Before the payload stand its kind, the version, the checksum and the length.
+        let length = payload_of(bytes, 5) - 1 - 1 - 4 - 4;
+        assert_eq!(bytes[length..length + 4], 1001u32.to_be_bytes());
+        bytes[length] ^= 0x01;
+    });
+    assert!(matches!(open(dir.path()), Err(OpenError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn a_torn_end_is_cut_off() {
+    let dir = files(20).await;
+    damage(dir.path(), |bytes| bytes.truncate(bytes.len() - 500));
+    let mut log = open(dir.path()).unwrap();
+    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 19);
+}
+
+#[tokio::test]
+async fn a_hole_is_refused_where_the_entry_is_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).unwrap();
+    fill(&mut log, 3).await;
+    let error = log.blocking_append([entry(1, 4)]).await.unwrap_err().to_string();
+    assert!(error.contains("entry 4 was given to a log that ends at 2"), "{error}");
+}
+
+#[tokio::test]
+async fn purging_above_the_floor_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).unwrap();
+    fill(&mut log, 10).await;
+    log.set_purge_floor(4);
+    assert!(log.purge(log_id(1, 5)).await.is_err());
+    log.purge(log_id(1, 4)).await.unwrap();
+}
+
+#[tokio::test]
+async fn reads_stop_at_their_budget_but_give_at_least_one_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).unwrap();
+    for index in 0..5 {
+        let payload = EntryPayload::Normal(Proposal(Bytes::from(vec![7; 600 * 1024])));
+        log.blocking_append([Entry { log_id: log_id(1, index), payload }]).await.unwrap();
+    }
+    assert_eq!(log.limited_get_log_entries(0, 5).await.unwrap().len(), 1);
+    assert_eq!(log.try_get_log_entries(0..5).await.unwrap().len(), 5);
+    let streamed: Vec<_> =
+        futures_util::StreamExt::collect(log.entries_stream(0..5).await).await;
+    assert_eq!(streamed.len(), 5);
+    assert!(streamed.iter().all(Result::is_ok));
+}
+
+/// A journal whose flushes end when the test says so.
+struct Held {
+    inner: MemoryJournal,
+    flushes: mpsc::Sender<Flushed>,
+}
+
+impl Journal for Held {
+    fn append(&mut self, id: LogId, body: Body) -> io::Result<()> {
+        self.inner.append(id, body)
+    }
+    fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        self.inner.truncate_after(last)
+    }
+    fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        self.inner.purge(upto)
+    }
+    fn save_vote(&mut self, vote: Vote) -> io::Result<()> {
+        self.inner.save_vote(vote)
+    }
+    fn save_committed(&mut self, committed: LogId) -> io::Result<()> {
+        self.inner.save_committed(committed)
+    }
+    fn flush(&mut self, done: Flushed) -> io::Result<()> {
+        self.flushes.send(done).map_err(|_| io::Error::other("the test has ended"))
+    }
+    fn read(&self, from: u64, to: u64, visit: Visit<'_>) -> io::Result<()> {
+        self.inner.read(from, to, visit)
+    }
+    fn state(&self) -> JournalState {
+        self.inner.state()
+    }
+    fn bytes(&self) -> u64 {
+        self.inner.bytes()
+    }
+}
+
+fn held() -> (LogStore, mpsc::Receiver<Flushed>) {
+    let (flushes, begun) = mpsc::channel();
+    let journal = Held { inner: MemoryJournal::open(MemoryDisk::default()), flushes };
+    (LogStore::over(Box::new(journal), ignore()), begun)
+}
+
+#[tokio::test]
+async fn nothing_is_reported_before_its_flush_has_ended() {
+    let (log, begun) = held();
+    let mut own = log.clone();
+    let vote = tokio::task::spawn(async move { own.save_vote(&Vote::new(1, 9)).await });
+    tokio::task::yield_now().await;
+    let flush = begun.recv().unwrap();
+    tokio::task::yield_now().await;
+    assert!(!vote.is_finished());
+    flush(Ok(()));
+    vote.await.unwrap().unwrap();
+
+    let mut own = log.clone();
+    let append = tokio::task::spawn(async move { own.blocking_append([entry(1, 0)]).await });
+    tokio::task::yield_now().await;
+    let flush = begun.recv().unwrap();
+    tokio::task::yield_now().await;
+    assert!(!append.is_finished());
+    flush(Ok(()));
+    append.await.unwrap().unwrap();
+    log.wait_flushed(0).await.unwrap();
+
+    let mut own = log.clone();
+    let truncate = tokio::task::spawn(async move { own.truncate_after(None).await });
+    tokio::task::yield_now().await;
+    let flush = begun.recv().unwrap();
+    tokio::task::yield_now().await;
+    assert!(!truncate.is_finished());
+    flush(Ok(()));
+    truncate.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn appends_during_a_flush_share_the_next_one() {
+    let (mut log, begun) = held();
+    log.append([entry(1, 0)], IOFlushed::noop()).await.unwrap();
+    let first = begun.recv().unwrap();
+    for index in 1..50 {
+        log.append([entry(1, index)], IOFlushed::noop()).await.unwrap();
+    }
+    assert!(begun.try_recv().is_err(), "only one flush is outstanding");
+    first(Ok(()));
+    let second = begun.recv().unwrap();
+    second(Ok(()));
+    assert!(begun.try_recv().is_err(), "one flush covers all that waited");
+    log.wait_flushed(49).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_flush_ends_the_log() {
+    let told = Arc::new(AtomicUsize::new(0));
+    let (flushes, begun) = mpsc::channel();
+    let journal = Held { inner: MemoryJournal::open(MemoryDisk::default()), flushes };
+    let count = told.clone();
+    let fatal: OnFatal = Arc::new(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let mut log = LogStore::over(Box::new(journal), fatal);
+    let mut own = log.clone();
+    let append = tokio::task::spawn(async move { own.blocking_append([entry(1, 0)]).await });
+    tokio::task::yield_now().await;
+    let flush = begun.recv().unwrap();
+    let mut own = log.clone();
+    let second = tokio::task::spawn(async move { own.blocking_append([entry(1, 1)]).await });
+    tokio::task::yield_now().await;
+    flush(Err(io::Error::other("no such luck")));
+    assert!(append.await.unwrap().is_err());
+    assert!(second.await.unwrap().is_err());
+    assert!(log.save_vote(&Vote::new(2, 9)).await.is_err());
+    assert!(log.wait_flushed(0).await.is_err());
+    assert!(begun.try_recv().is_err(), "nothing is flushed after a failure");
+    assert_eq!(told.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_memory_log_forgets_what_was_not_flushed() {
+    let disk = MemoryDisk::default();
+    let mut log = LogStore::over(Box::new(MemoryJournal::open(disk.clone())), ignore());
+    log.blocking_append([entry(1, 0)]).await.unwrap();
+    drop(log);
+    let mut log = LogStore::over(Box::new(MemoryJournal::open(disk)), ignore());
+    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 1);
+}

@@ -1,0 +1,359 @@
+//! One sled directory: the tree, the mark in it, and the files to sync.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use kvd_plugin_api::{Error, ErrorKind, Feed, Flow, Mark, Op, Range, Result};
+use sled::{Batch, Db, IVec, Mode, Tree};
+
+use crate::error::from_sled;
+
+/// The key of the mark. The host's keys carry [`USER`] in front, so none can be this one.
+const MARK: &[u8] = &[0];
+const USER: u8 = 1;
+/// Above every key of the host.
+const USER_END: &[u8] = &[USER + 1];
+
+/// sled names no limits: these are the largest sizes that were tried.
+pub(crate) const KEY_BYTES_MAX: u64 = 64 << 20;
+pub(crate) const VALUE_BYTES_MAX: u64 = 512 << 20;
+
+/// How much of a feed goes into one batch.
+const FILL_BYTES: usize = 1 << 20;
+
+/// sled's threads may hold its file for a moment after the database was dropped:
+/// opening is tried again this often, with a pause in between, for about five seconds.
+const LOCK_TRIES: u32 = 1000;
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
+/// How sled is opened.
+#[derive(Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) cache_bytes: u64,
+    pub(crate) mode: Mode,
+}
+
+/// An open sled directory.
+pub(crate) struct Store {
+    db: Db,
+    tree: Tree,
+    dir: PathBuf,
+}
+
+/// The files of a store that `sync` takes care of.
+pub(crate) struct Files {
+    dir: PathBuf,
+    /// Open from before the first write, so that no failed write-back goes unseen.
+    log: File,
+    /// Files that are written once, and were synced.
+    synced: HashSet<OsString>,
+}
+
+impl Store {
+    /// Opens sled in `dir`, making it where there is none.
+    pub(crate) fn open(dir: &Path, settings: Settings) -> Result<(Store, Files)> {
+        let config = sled::Config::new()
+            .path(dir)
+            .cache_capacity(settings.cache_bytes)
+            .mode(settings.mode)
+            .flush_every_ms(None);
+        let mut tries = 0;
+        // The directory above is locked by this process, so another one is not what it waits for.
+        let db = loop {
+            match config.open().map_err(from_sled) {
+                Ok(db) => break db,
+                Err(error) if error.kind() == ErrorKind::Locked && tries < LOCK_TRIES => pause(),
+                Err(error) => return Err(error),
+            }
+            tries += 1;
+        };
+        let log = File::open(dir.join("db"))?;
+        let files = Files {
+            dir: dir.to_owned(),
+            log,
+            synced: HashSet::new(),
+        };
+        // sled's default tree: the only one, because a batch is atomic in one tree alone.
+        let tree = Tree::clone(&db);
+        Ok((
+            Store {
+                db,
+                tree,
+                dir: dir.to_owned(),
+            },
+            files,
+        ))
+    }
+
+    /// The stored mark.
+    pub(crate) fn mark(&self) -> Result<Mark> {
+        let Some(bytes) = self.tree.get(MARK).map_err(from_sled)? else {
+            if self.tree.is_empty() {
+                return Ok(Mark::default());
+            }
+            return Err(Error::new(
+                ErrorKind::Corruption,
+                "sled: the mark is missing",
+            ));
+        };
+        let (index, data) = bytes
+            .split_first_chunk()
+            .ok_or_else(|| Error::new(ErrorKind::Corruption, "sled: the mark is cut short"))?;
+        Ok(Mark {
+            index: u64::from_le_bytes(*index),
+            data: data.to_vec(),
+        })
+    }
+
+    /// The value of a key, without copying it.
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<IVec>> {
+        // Short keys are put together without allocating.
+        let mut short = [0; 128];
+        let stored = match short.get_mut(..key.len() + 1) {
+            Some(stored) => {
+                stored[0] = USER;
+                stored[1..].copy_from_slice(key);
+                self.tree.get(&*stored)
+            }
+            None => self.tree.get(user_key(key)),
+        };
+        stored.map_err(from_sled)
+    }
+
+    /// As the backend's; a write in the middle would show.
+    pub(crate) fn scan(
+        &self,
+        range: Range<'_>,
+        out: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
+    ) -> Result<()> {
+        if range.to.is_some_and(|to| to <= range.from) {
+            return Ok(());
+        }
+        let to = range.to.map_or(USER_END.to_vec(), user_key);
+        let mut entries = self.tree.range(user_key(range.from)..to);
+        let mut next = || {
+            if range.reverse {
+                entries.next_back()
+            } else {
+                entries.next()
+            }
+        };
+        while let Some(entry) = next() {
+            let (key, value) = entry.map_err(from_sled)?;
+            if out(&key[1..], &value) == Flow::Stop {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// What `batch` comes to as one of sled's, with `mark` where one is given.
+    pub(crate) fn prepare(&self, batch: &[Op<'_>], mark: Option<&Mark>) -> Result<Batch> {
+        for op in batch {
+            if let Op::Put(key, value) = op {
+                check_size(key, value)?;
+            }
+        }
+        let mut changes = if batch.iter().any(|op| matches!(op, Op::DeleteRange(..))) {
+            self.expand(batch)?
+        } else {
+            let mut changes = Batch::default();
+            for op in batch {
+                match *op {
+                    Op::Put(key, value) => changes.insert(user_key(key), value),
+                    Op::Delete(key) => changes.remove(user_key(key)),
+                    Op::DeleteRange(..) => unreachable!("there is none in this batch"),
+                }
+            }
+            changes
+        };
+        if let Some(mark) = mark {
+            put_mark(&mut changes, mark);
+        }
+        Ok(changes)
+    }
+
+    /// Applies what [`prepare`](Self::prepare) made; nothing may be written in between.
+    pub(crate) fn apply(&self, changes: Batch) -> Result<()> {
+        self.tree.apply_batch(changes).map_err(from_sled)
+    }
+
+    /// sled has no removal of a range: the keys that are there, or were put earlier in the same
+    /// batch, are removed one by one, in the same batch.
+    fn expand(&self, batch: &[Op<'_>]) -> Result<Batch> {
+        let mut changes: BTreeMap<Vec<u8>, Option<&[u8]>> = BTreeMap::new();
+        for op in batch {
+            match *op {
+                Op::Put(key, value) => drop(changes.insert(user_key(key), Some(value))),
+                Op::Delete(key) => drop(changes.insert(user_key(key), None)),
+                Op::DeleteRange(from, to) if from < to => {
+                    let (from, to) = (user_key(from), user_key(to));
+                    let range = (Bound::Included(&from), Bound::Excluded(&to));
+                    for (_, change) in changes.range_mut::<Vec<u8>, _>(range) {
+                        *change = None;
+                    }
+                    for key in self.tree.range(from..to).keys() {
+                        changes.insert(key.map_err(from_sled)?.to_vec(), None);
+                    }
+                }
+                Op::DeleteRange(..) => {}
+            }
+        }
+        let mut expanded = Batch::default();
+        for (key, change) in changes {
+            match change {
+                Some(value) => expanded.insert(key, value),
+                None => expanded.remove(key),
+            }
+        }
+        Ok(expanded)
+    }
+
+    /// Fills a new store from `feed`.
+    pub(crate) fn fill(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
+        let mut more = true;
+        while more {
+            let mut changes = Batch::default();
+            let mut bytes = 0;
+            while more && bytes < FILL_BYTES {
+                let mut checked = Ok(());
+                more = feed.next(&mut |key, value| {
+                    bytes += key.len() + value.len();
+                    checked = check_size(key, value);
+                    if checked.is_ok() {
+                        changes.insert(user_key(key), value);
+                    }
+                })?;
+                checked?;
+            }
+            if !more {
+                put_mark(&mut changes, mark);
+            }
+            self.tree.apply_batch(changes).map_err(from_sled)?;
+        }
+        Ok(())
+    }
+
+    /// All entries in order, as a feed for another store; nothing may be written meanwhile.
+    pub(crate) fn feed(&self) -> impl Feed + use<> {
+        StoreFeed(self.tree.range(vec![USER]..USER_END.to_vec()))
+    }
+
+    /// Makes all earlier writes durable.
+    ///
+    /// sled's own flush asks the kernel to write ranges of its log (`sync_file_range`): that
+    /// neither empties the disk's cache nor covers the file's length or the files of big values.
+    pub(crate) fn sync(&self, files: &mut Files) -> Result<()> {
+        self.db.flush().map_err(from_sled)?;
+        files.sync()
+    }
+
+    /// The size of all files, in bytes.
+    pub(crate) fn disk_bytes(&self) -> Result<u64> {
+        self.db.size_on_disk().map_err(from_sled)
+    }
+
+    /// The directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+struct StoreFeed(sled::Iter);
+
+impl Feed for StoreFeed {
+    fn next(&mut self, out: &mut dyn FnMut(&[u8], &[u8])) -> Result<bool> {
+        match self.0.next() {
+            Some(entry) => {
+                let (key, value) = entry.map_err(from_sled)?;
+                out(&key[1..], &value);
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+}
+
+impl Files {
+    /// Syncs the log, every new file beside it, and the directories.
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        // What the log points to comes first.
+        let mut found = HashSet::new();
+        let has_new_blobs = self.sync_new(&self.dir.join("blobs"), &mut found)?;
+        let has_new_files = self.sync_new(&self.dir, &mut found)?;
+        self.log.sync_all()?;
+        if has_new_blobs {
+            File::open(self.dir.join("blobs"))?.sync_all()?;
+        }
+        if has_new_files {
+            File::open(&self.dir)?.sync_all()?;
+        }
+        self.synced = found;
+        Ok(())
+    }
+
+    /// Syncs the files of `dir` that were not yet, and adds all that are there to `found`.
+    fn sync_new(&self, dir: &Path, found: &mut HashSet<OsString>) -> Result<bool> {
+        let mut has_new = false;
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            // Half-made snapshots of its index, which sled syncs and renames by itself.
+            if name.as_encoded_bytes().ends_with(b".generating") {
+                continue;
+            }
+            if !self.synced.contains(&name) {
+                match File::open(entry.path()) {
+                    Ok(file) => file.sync_all()?,
+                    // Removed since, because nothing needs it any more.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error.into()),
+                }
+                has_new = true;
+            }
+            found.insert(name);
+        }
+        Ok(has_new)
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "sled tells nobody when its threads are done"
+)]
+fn pause() {
+    thread::sleep(LOCK_PAUSE);
+}
+
+fn check_size(key: &[u8], value: &[u8]) -> Result<()> {
+    for (what, found, max) in [
+        ("key", key.len(), KEY_BYTES_MAX),
+        ("value", value.len(), VALUE_BYTES_MAX),
+    ] {
+        if found as u64 > max {
+            let message = format!("{what} of {found} bytes, at most {max} are possible");
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+    }
+    Ok(())
+}
+
+fn user_key(key: &[u8]) -> Vec<u8> {
+    let mut stored = Vec::with_capacity(1 + key.len());
+    stored.push(USER);
+    stored.extend_from_slice(key);
+    stored
+}
+
+/// The index, little-endian, then the host's bytes.
+fn put_mark(changes: &mut Batch, mark: &Mark) {
+    let mut bytes = Vec::with_capacity(8 + mark.data.len());
+    bytes.extend_from_slice(&mark.index.to_le_bytes());
+    bytes.extend_from_slice(&mark.data);
+    changes.insert(MARK, bytes);
+}
