@@ -898,3 +898,147 @@ async fn damaged_piece_of_a_snapshot_is_refused_and_nothing_installed() {
     assert!(world.fake.installed.lock().unwrap().is_empty());
     world.stop().await;
 }
+
+/// A state machine that counts what was applied.
+#[derive(Clone, Default)]
+struct Counter(
+    Arc<
+        Mutex<(
+            Option<crate::raft::LogId>,
+            crate::raft::StoredMembership,
+            u64,
+        )>,
+    >,
+);
+
+impl openraft::RaftSnapshotBuilder<TypeConfig> for Counter {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
+        Err(io::Error::other("nothing is purged here"))
+    }
+}
+
+impl openraft::storage::RaftStateMachine<TypeConfig> for Counter {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(
+        &mut self,
+    ) -> io::Result<(Option<crate::raft::LogId>, crate::raft::StoredMembership)> {
+        let state = self.0.lock().unwrap();
+        Ok((state.0, state.1.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: futures_util::Stream<Item = io::Result<openraft::storage::EntryResponder<TypeConfig>>>
+            + Unpin
+            + Send,
+    {
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            {
+                let mut state = self.0.lock().unwrap();
+                state.0 = Some(entry.log_id);
+                match entry.payload {
+                    EntryPayload::Membership(membership) => {
+                        state.1 =
+                            crate::raft::StoredMembership::new(Some(entry.log_id), membership);
+                    }
+                    EntryPayload::Normal(_) => state.2 += 1,
+                    EntryPayload::Blank => {}
+                }
+            }
+            if let Some(responder) = responder {
+                responder.send(crate::raft::Applied::default());
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, _: &SnapshotMeta, _: SnapshotData) -> io::Result<()> {
+        Err(io::Error::other("nothing is purged here"))
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> io::Result<Option<SnapshotOf<TypeConfig, SnapshotData>>> {
+        Ok(None)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_real_members_elect_a_leader_and_agree_over_tcp() {
+    use openraft::async_runtime::watch::WatchReceiver as _;
+
+    use crate::raft::log::{LogStore, MemoryDisk, MemoryJournal};
+    let net: Arc<dyn Net> = Arc::new(Tcp);
+    let config = openraft::Config {
+        heartbeat_interval: 75,
+        election_timeout_min: 250,
+        election_timeout_max: 500,
+        enable_pre_vote: Some(true),
+        ..openraft::Config::default()
+    };
+    let config = Arc::new(config.validate().unwrap());
+    let (mut nodes, mut stops, mut members) = (Vec::new(), Vec::new(), BTreeMap::new());
+    for id in 1..=3 {
+        let ctx = Arc::new(context(&net, identity(id, 1)));
+        let counter = Counter::default();
+        let log = LogStore::over(
+            Box::new(MemoryJournal::open(MemoryDisk::default())),
+            Arc::new(|_: &str| {}),
+        );
+        let peers = Peers::new(ctx.clone());
+        let raft = openraft::Raft::new(id, config.clone(), peers, log, counter.clone())
+            .await
+            .unwrap();
+        let slot = RaftSlot::default();
+        slot.set(Some(Arc::new(raft.clone())));
+        let (echo, sink) = (
+            Arc::<Echo>::default(),
+            Sink(PathBuf::new(), AtomicUsize::new(0)),
+        );
+        let service = Service::new(ctx, slot, Arc::new(EchoHandler(echo)), Arc::new(sink));
+        let listener = net.bind("127.0.0.1:0").await.unwrap();
+        members.insert(
+            id,
+            Member {
+                raft_addr: listener.local_addr(),
+                ..Member::default()
+            },
+        );
+        let (stop, stopped) = oneshot::channel::<()>();
+        doors::spawn(serve(service, listener, stopped.map(|_| ())));
+        stops.push(stop);
+        nodes.push((raft, counter));
+    }
+    nodes[0].0.initialize(members).await.unwrap();
+    let leader = &nodes[0].0;
+    let wait = leader.wait(Some(PATIENCE));
+    wait.state(openraft::ServerState::Leader, "elected")
+        .await
+        .unwrap();
+    let writes: Vec<_> = (0..1000)
+        .map(|_| leader.client_write(Proposal(Bytes::from_static(b"x"))))
+        .collect();
+    for written in futures_util::future::join_all(writes).await {
+        written.unwrap();
+    }
+    for (raft, counter) in &nodes {
+        let last = leader.metrics().borrow_watched().last_log_index;
+        let wait = raft.wait(Some(PATIENCE));
+        wait.applied_index_at_least(last, "caught up")
+            .await
+            .unwrap();
+        assert_eq!(counter.0.lock().unwrap().2, 1000);
+    }
+    for (raft, _) in &nodes {
+        raft.shutdown().await.unwrap();
+    }
+}
