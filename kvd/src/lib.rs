@@ -6,6 +6,7 @@ pub mod data_dir;
 pub mod doors;
 pub mod exit;
 pub mod keyspace;
+pub mod net;
 pub mod raft;
 pub mod resp;
 pub mod storage;

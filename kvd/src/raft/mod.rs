@@ -6,6 +6,8 @@ pub mod executor;
 pub mod log;
 pub mod position;
 pub mod reply_codec;
+pub mod spool;
+pub mod transport;
 pub mod types;
 
 pub use types::{

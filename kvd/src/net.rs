@@ -1,0 +1,104 @@
+//! The real network: TCP of the operating system, through tokio.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::doors::{BoxFuture, Listener, Net, Stream};
+
+/// How long accepting rests after it failed for want of descriptors or memory.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// TCP without Nagle's delay.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tcp;
+
+impl Net for Tcp {
+    fn bind<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+        Box::pin(async move {
+            let listener = TcpListener::bind(addr).await?;
+            let local = listener.local_addr()?.to_string();
+            Ok(Box::new(Bound { listener, local }) as Box<dyn Listener>)
+        })
+    }
+
+    fn connect<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, io::Result<Stream>> {
+        Box::pin(async move {
+            let stream = TcpStream::connect(addr).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Stream)
+        })
+    }
+}
+
+struct Bound {
+    listener: TcpListener,
+    local: String,
+}
+
+/// Whether a failed accept says something of one connection only, not of the listener.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}
+
+impl Listener for Bound {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Stream, String)>> {
+        Box::pin(async move {
+            loop {
+                match self.listener.accept().await {
+                    Ok((stream, peer)) => {
+                        // A connection that is gone already cannot take options: it is no news.
+                        if stream.set_nodelay(true).is_ok() {
+                            return Ok((Box::new(stream) as Stream, peer.to_string()));
+                        }
+                    }
+                    Err(error) if is_of_one_connection(&error) => {}
+                    Err(error) => {
+                        // The caller may try again at once: it must not spin until descriptors
+                        // are free again.
+                        tokio::time::sleep(ACCEPT_REST).await;
+                        return Err(error);
+                    }
+                }
+            }
+        })
+    }
+
+    fn local_addr(&self) -> String {
+        self.local.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_cross_a_connection_on_a_free_port() {
+        let mut listener = Tcp.bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr();
+        assert!(!addr.ends_with(":0"));
+        let (client, accepted) = tokio::join!(Tcp.connect(&addr), listener.accept());
+        let (mut client, (mut server, peer)) = (client.unwrap(), accepted.unwrap());
+        assert!(peer.starts_with("127.0.0.1:"));
+        client.write_all(b"over").await.unwrap();
+        let mut got = [0; 4];
+        server.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"over");
+    }
+
+    #[tokio::test]
+    async fn connecting_to_a_closed_port_fails() {
+        let addr = Tcp.bind("127.0.0.1:0").await.unwrap().local_addr();
+        assert!(Tcp.connect(&addr).await.is_err());
+    }
+}
