@@ -24,6 +24,10 @@ pub const BACKEND: &str = "redb";
 /// Where data goes by default.
 pub const DIRECTORY: &str = "./kvd-data";
 
+/// Bytes of entries between two cuts of the log by default: a restart reads them in well under a
+/// second.
+pub const LOG_BYTES: u64 = 64 << 20;
+
 /// Room in an entry beside the largest value: the command's other arguments and the framing.
 const ENTRY_ROOM_BYTES: usize = 1 << 20;
 
@@ -142,6 +146,14 @@ pub struct RunFlags {
         help_heading = "Storage"
     )]
     pub max_entry_bytes: Option<usize>,
+    /// Bytes of entries between two cuts of the log: what a restart reads [default: 67108864]
+    #[arg(
+        long,
+        env = "KVD_MAX_LOG_BYTES",
+        value_name = "BYTES",
+        help_heading = "Storage"
+    )]
+    pub max_log_bytes: Option<u64>,
     /// The node's name [default: the last part of its directory]
     #[arg(long, env = "KVD_NAME", help_heading = "Cluster")]
     pub name: Option<String>,
@@ -222,6 +234,7 @@ struct FileSettings {
     backend: Option<String>,
     backend_opt: Option<Vec<String>>,
     max_entry_bytes: Option<usize>,
+    max_log_bytes: Option<u64>,
     name: Option<String>,
     no_bootstrap: Option<bool>,
     hold: Option<u64>,
@@ -303,6 +316,8 @@ pub struct Config {
     pub backend_options: Vec<(String, String)>,
     /// Sizes that are refused before the log.
     pub limits: ConfigLimits,
+    /// Bytes of entries between two cuts of the log.
+    pub log_bytes_max: u64,
     /// The node's name.
     pub name: String,
     /// Found a cluster in an empty directory.
@@ -389,6 +404,12 @@ impl Config {
                 "max-entry-bytes {entry} is not between 1024 and 536870912"
             )));
         }
+        let log_bytes_max = pick!(max_log_bytes).unwrap_or(LOG_BYTES);
+        if log_bytes_max < 64 << 10 {
+            return Err(ConfigError(format!(
+                "max-log-bytes {log_bytes_max} is below 65536"
+            )));
+        }
         let maxclients = pick!(maxclients).unwrap_or(10_000);
         if maxclients == 0 {
             return Err(ConfigError("maxclients 0 would serve nobody".to_owned()));
@@ -406,6 +427,7 @@ impl Config {
                 value_bytes_max: entry,
                 group_bytes_max: entry + ENTRY_ROOM_BYTES,
             },
+            log_bytes_max,
             name,
             bootstrap: !pick!(no_bootstrap).unwrap_or(false),
             hold: Duration::from_millis(pick!(hold).unwrap_or(5000)),

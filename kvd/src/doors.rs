@@ -115,6 +115,10 @@ pub fn in_scope<F: Future>(node: Arc<NodeScope>, future: F) -> impl Future<Outpu
 }
 
 /// Spawns a task that belongs to the same node as the one that calls.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the door behind which tasks are spawned"
+)]
 pub fn spawn<F>(future: F) -> tokio::task::JoinHandle<F::Output>
 where
     F: Future + Send + 'static,

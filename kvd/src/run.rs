@@ -94,6 +94,7 @@ async fn serve(
             hold: config.hold,
             write_timeout: WRITE_TIMEOUT,
             limits: config.limits,
+            log_bytes_max: config.log_bytes_max,
         },
         dir,
         doors: doors.clone(),

@@ -17,9 +17,6 @@ pub(super) const TICK_INTERVAL: Duration = Duration::from_millis(100);
 /// and how long an engine keeps pages that it has freed.
 pub(super) const SYNC_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The log is cut when it holds more than this, so that a restart reads it in well under a second.
-pub(super) const LOG_BYTES_MAX: u64 = 64 << 20;
-
 /// A follower that lags by at most this many entries is waited for before the log is cut.
 pub(super) const LOG_ENTRIES_KEPT: u64 = 4096;
 
@@ -66,6 +63,10 @@ impl Core {
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let durable_engine = self.machine.store().engine().caps().contains(Caps::DURABLE);
         let mut synced = Instant::now();
+        let log_bytes_max = self.settings.log_bytes_max;
+        // What an earlier run left counts as well.
+        let stats = self.log.stats();
+        let (mut kept, mut cut_at) = (stats.bytes, stats.appended_bytes);
         loop {
             every.tick().await;
             let applied = self.machine.progress().borrow().index;
@@ -73,7 +74,8 @@ impl Core {
                 .machine
                 .durable()
                 .map_or(0, |position| position.index());
-            let too_long = self.log.stats().bytes > LOG_BYTES_MAX;
+            let appended = self.log.stats().appended_bytes;
+            let too_long = kept + (appended - cut_at) > log_bytes_max;
             let sync_due = durable_engine && synced.elapsed() >= SYNC_INTERVAL;
             if applied > durable && (sync_due || too_long) {
                 if self.machine.make_durable().await.is_err() {
@@ -81,8 +83,11 @@ impl Core {
                 }
                 synced = Instant::now();
             }
-            if too_long && !self.shorten_log().await {
-                return;
+            if too_long {
+                if !self.shorten_log().await {
+                    return;
+                }
+                (kept, cut_at) = (0, appended);
             }
             if let Err(error) = self.machine.retire_spools() {
                 tracing::warn!(%error, "received snapshot files could not be removed");

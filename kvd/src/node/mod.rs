@@ -67,6 +67,8 @@ pub struct Settings {
     pub write_timeout: Duration,
     /// Sizes that are refused before the log.
     pub limits: ConfigLimits,
+    /// The log is cut when this many bytes of entries have been appended since the last cut.
+    pub log_bytes_max: u64,
 }
 
 impl Settings {

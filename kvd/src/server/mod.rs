@@ -217,6 +217,3 @@ impl ClientEntry {
         )
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -129,7 +129,7 @@ impl Plugin {
                 manifest::API_VERSION
             )));
         }
-        let root = root_module(&library).map_err(|details| LoadError {
+        let root = root_module(library).map_err(|details| LoadError {
             message: format!(
                 "same API version but another binary layout (plugin-api {} / kvd {}): rebuild it",
                 manifest.plugin_api,

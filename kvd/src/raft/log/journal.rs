@@ -1,5 +1,6 @@
 //! Where the log's records go: files, or memory that forgets what was not flushed.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
@@ -106,7 +107,40 @@ pub trait Journal: Send + Sync {
 
 /// A journal in files.
 pub struct FileJournal {
-    log: RaftLog<LogTypes>,
+    /// Absent only while it is being dropped.
+    log: Option<RaftLog<LogTypes>>,
+}
+
+thread_local! {
+    /// This thread is the crate's own, and calls back from a flush.
+    static FLUSHING: Cell<bool> = const { Cell::new(false) };
+}
+
+impl FileJournal {
+    fn log(&self) -> &RaftLog<LogTypes> {
+        self.log.as_ref().expect("present until it is dropped")
+    }
+
+    fn log_mut(&mut self) -> &mut RaftLog<LogTypes> {
+        self.log.as_mut().expect("present until it is dropped")
+    }
+}
+
+impl Drop for FileJournal {
+    fn drop(&mut self) {
+        let log = self.log.take();
+        if FLUSHING.get() {
+            // Closing waits for the crate's thread, which cannot wait for itself.
+            let closing = std::thread::Builder::new().name("kvd-log-close".to_owned());
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "it only waits for another thread"
+            )]
+            if let Err(error) = closing.spawn(move || drop(log)) {
+                tracing::warn!(%error, "the log could not be closed in order");
+            }
+        }
+    }
 }
 
 impl FileJournal {
@@ -124,40 +158,45 @@ impl FileJournal {
         // Waiting for company is done by the store: what comes during a flush shares the next.
         config.wal.flush_batch_wait = Some(Duration::ZERO);
         Ok(FileJournal {
-            log: RaftLog::open(Arc::new(config))?,
+            log: Some(RaftLog::open(Arc::new(config))?),
         })
     }
 }
 
 impl Journal for FileJournal {
     fn append(&mut self, id: LogId, body: Body) -> io::Result<()> {
-        self.log.append([(Id(id), body)]).map(drop)
+        self.log_mut().append([(Id(id), body)]).map(drop)
     }
 
     fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        self.log
+        self.log_mut()
             .truncate(last.map_or(0, |id| id.index + 1))
             .map(drop)
     }
 
     fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        self.log.purge(Id(upto)).map(drop)
+        self.log_mut().purge(Id(upto)).map(drop)
     }
 
     fn save_vote(&mut self, vote: Vote) -> io::Result<()> {
-        self.log.save_vote(StoredVote(vote)).map(drop)
+        self.log_mut().save_vote(StoredVote(vote)).map(drop)
     }
 
     fn save_committed(&mut self, committed: LogId) -> io::Result<()> {
-        self.log.commit(Id(committed)).map(drop)
+        self.log_mut().commit(Id(committed)).map(drop)
     }
 
     fn flush(&mut self, done: Flushed) -> io::Result<()> {
-        self.log.flush(true, Some(Callback(done)))
+        let done = move |result| {
+            FLUSHING.set(true);
+            done(result);
+            FLUSHING.set(false);
+        };
+        self.log_mut().flush(true, Some(Callback(Box::new(done))))
     }
 
     fn read(&self, from: u64, to: u64, visit: Visit<'_>) -> io::Result<()> {
-        for entry in self.log.read(from, to) {
+        for entry in self.log().read(from, to) {
             let (id, body) = entry?;
             if visit(id.0, &body).is_break() {
                 break;
@@ -167,7 +206,7 @@ impl Journal for FileJournal {
     }
 
     fn state(&self) -> JournalState {
-        let state = self.log.log_state();
+        let state = self.log().log_state();
         JournalState {
             vote: state.vote().map(|vote| vote.0),
             last: state.last().map(|id| id.0),
@@ -177,7 +216,7 @@ impl Journal for FileJournal {
     }
 
     fn bytes(&self) -> u64 {
-        self.log.on_disk_size()
+        self.log().on_disk_size()
     }
 }
 

@@ -97,6 +97,8 @@ pub struct LogStats {
     pub committed_index: u64,
     /// Bytes on disk.
     pub bytes: u64,
+    /// Bytes of entries that were appended since the start.
+    pub appended_bytes: u64,
 }
 
 impl LogStore {
@@ -208,6 +210,7 @@ impl LogStore {
             purged_index: index(state.purged),
             committed_index: index(state.committed),
             bytes: journal.bytes(),
+            appended_bytes: self.inner.metrics.bytes.load(Ordering::Relaxed),
         }
     }
 

@@ -256,7 +256,7 @@ fn held() -> (LogStore, mpsc::Receiver<Flushed>) {
 async fn nothing_is_reported_before_its_flush_has_ended() {
     let (log, begun) = held();
     let mut own = log.clone();
-    let vote = tokio::task::spawn(async move { own.save_vote(&Vote::new(1, 9)).await });
+    let vote = crate::doors::spawn(async move { own.save_vote(&Vote::new(1, 9)).await });
     tokio::task::yield_now().await;
     let flush = begun.recv().unwrap();
     tokio::task::yield_now().await;
@@ -265,7 +265,7 @@ async fn nothing_is_reported_before_its_flush_has_ended() {
     vote.await.unwrap().unwrap();
 
     let mut own = log.clone();
-    let append = tokio::task::spawn(async move { own.blocking_append([entry(1, 0)]).await });
+    let append = crate::doors::spawn(async move { own.blocking_append([entry(1, 0)]).await });
     tokio::task::yield_now().await;
     let flush = begun.recv().unwrap();
     tokio::task::yield_now().await;
@@ -275,7 +275,7 @@ async fn nothing_is_reported_before_its_flush_has_ended() {
     log.wait_flushed(0).await.unwrap();
 
     let mut own = log.clone();
-    let truncate = tokio::task::spawn(async move { own.truncate_after(None).await });
+    let truncate = crate::doors::spawn(async move { own.truncate_after(None).await });
     tokio::task::yield_now().await;
     let flush = begun.recv().unwrap();
     tokio::task::yield_now().await;
@@ -319,11 +319,11 @@ async fn a_failed_flush_ends_the_log() {
     });
     let mut log = LogStore::over(Box::new(journal), fatal);
     let mut own = log.clone();
-    let append = tokio::task::spawn(async move { own.blocking_append([entry(1, 0)]).await });
+    let append = crate::doors::spawn(async move { own.blocking_append([entry(1, 0)]).await });
     tokio::task::yield_now().await;
     let flush = begun.recv().unwrap();
     let mut own = log.clone();
-    let second = tokio::task::spawn(async move { own.blocking_append([entry(1, 1)]).await });
+    let second = crate::doors::spawn(async move { own.blocking_append([entry(1, 1)]).await });
     tokio::task::yield_now().await;
     flush(Err(io::Error::other("no such luck")));
     assert!(append.await.unwrap().is_err());

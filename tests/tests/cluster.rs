@@ -1,0 +1,105 @@
+//! Three members: birth, JOIN, reads and writes everywhere, the loss of members.
+
+use kvd::resp::Reply;
+use kvd_tests::{Node, alone, cluster, leader, level_digests, until};
+
+#[test]
+fn three_members_serve_reads_and_writes_on_every_node() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
+    for (n, node) in nodes.iter().enumerate() {
+        let key = format!("key{n}");
+        assert_eq!(node.client().call(&["SET", &key, "value"]), Reply::Ok);
+        // Linearizable by default: no node may miss an acknowledged write.
+        for other in &nodes {
+            assert_eq!(other.client().call(&["GET", &key]), Reply::bulk("value"));
+        }
+    }
+    let digests = level_digests(&nodes);
+    assert!(
+        digests.iter().all(|digest| *digest == digests[0]),
+        "{digests:?}"
+    );
+}
+
+#[test]
+fn joining_again_is_no_error_and_a_node_with_data_is_refused() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let nodes = cluster(temp.path(), &["redb", "redb"]);
+    let again = nodes[1].raft_addr();
+    assert_eq!(
+        nodes[1].client().call(&["JOIN", "node1", &again]),
+        Reply::Ok
+    );
+    let mut full = Node::new(temp.path(), "full", "redb");
+    full.start();
+    assert_eq!(full.client().call(&["SET", "own", "data"]), Reply::Ok);
+    match nodes[0].client().call(&["JOIN", "full", &full.raft_addr()]) {
+        Reply::Error(text) => assert!(text.contains("holds data of its own"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(full.client().call(&["GET", "own"]), Reply::bulk("data"));
+    assert_eq!(nodes[0].client().call(&["SET", "still", "here"]), Reply::Ok);
+}
+
+#[test]
+fn the_loss_of_the_leader_loses_nothing() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
+    let mut client = nodes[0].client();
+    for n in 0..100 {
+        let key = format!("key{n}");
+        assert_eq!(client.call(&["SET", &key, "value"]), Reply::Ok);
+    }
+    let first = leader(&nodes);
+    nodes[first].kill();
+    let second = leader(&nodes);
+    assert_ne!(first, second);
+    let survivor = nodes.iter().position(|node| node.pid().is_some()).unwrap();
+    let mut client = nodes[survivor].client();
+    assert_eq!(client.call(&["SET", "after", "the loss"]), Reply::Ok);
+    for n in 0..100 {
+        assert_eq!(
+            client.call(&["GET", &format!("key{n}")]),
+            Reply::bulk("value")
+        );
+    }
+    nodes[first].start();
+    let digests = level_digests(&nodes);
+    assert!(
+        digests.iter().all(|digest| *digest == digests[0]),
+        "{digests:?}"
+    );
+}
+
+#[test]
+fn a_member_leaves_and_serves_no_more() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
+    assert_eq!(nodes[0].client().call(&["LEAVE", "node2"]), Reply::Ok);
+    until(
+        "the removed member says so",
+        || matches!(nodes[2].client().call(&["GET", "a"]), Reply::Error(text) if text.starts_with("NOCLUSTER")),
+    );
+    assert_eq!(nodes[1].client().call(&["SET", "a", "1"]), Reply::Ok);
+    assert_eq!(nodes[0].info_number("raft_members"), 2);
+}
+
+#[test]
+fn the_leader_leaves_and_the_others_go_on() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
+    let first = leader(&nodes);
+    let name = format!("node{first}");
+    assert_eq!(nodes[first].client().call(&["LEAVE", &name]), Reply::Ok);
+    let other = (first + 1) % 3;
+    assert_eq!(nodes[other].client().call(&["SET", "a", "1"]), Reply::Ok);
+    until("the membership is smaller", || {
+        nodes[other].info_number("raft_members") == 2
+    });
+}
