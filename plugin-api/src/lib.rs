@@ -26,8 +26,8 @@ pub use abi_stable;
 macro_rules! export_backend {
     ($engine:ty) => {
         const _: () = {
-            use $crate::abi_stable::library as library;
-            use $crate::manifest as manifest;
+            use $crate::abi_stable::library;
+            use $crate::manifest;
 
             extern "C" fn load() -> library::RootModuleResult {
                 library::__call_root_module_loader(|| $crate::abi::v1::plugin::<$engine>())

@@ -20,7 +20,11 @@ impl log::Log for Forward {
     fn log(&self, record: &log::Record<'_>) {
         if let Some(sink) = SINK.get() {
             let message = record.args().to_string();
-            sink(record.level() as u8, record.target().into(), message.as_str().into());
+            sink(
+                record.level() as u8,
+                record.target().into(),
+                message.as_str().into(),
+            );
         }
     }
 
@@ -38,6 +42,10 @@ pub(crate) fn forward_to(sink: Sink) {
     }
     std::panic::set_hook(Box::new(move |info| {
         let message = format!("panic in the plugin: {info}");
-        sink(log::Level::Error as u8, "plugin".into(), message.as_str().into());
+        sink(
+            log::Level::Error as u8,
+            "plugin".into(),
+            message.as_str().into(),
+        );
     }));
 }

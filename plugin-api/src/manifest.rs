@@ -40,13 +40,20 @@ pub struct Manifest {
     pub target: *const c_char,
 }
 
-#[expect(unsafe_code, reason = "the texts are constants of the library and never change")]
+#[expect(
+    unsafe_code,
+    reason = "the texts are constants of the library and never change"
+)]
 // SAFETY: the pointers lead to immutable static texts.
 unsafe impl Sync for Manifest {}
 
 /// The flags of this build.
 pub const fn flags() -> u64 {
-    if cfg!(debug_assertions) { FLAG_DEBUG } else { 0 }
+    if cfg!(debug_assertions) {
+        FLAG_DEBUG
+    } else {
+        0
+    }
 }
 
 /// The version of this crate.
@@ -65,7 +72,10 @@ pub const TARGET: &str = concat!(env!("KVD_TARGET"), "\0");
 /// The text is longer than 255 bytes, or holds a NUL: compilation fails then.
 pub const fn text(text: &str) -> [u8; 256] {
     let bytes = text.as_bytes();
-    assert!(bytes.len() < 256, "a manifest's text is at most 255 bytes long");
+    assert!(
+        bytes.len() < 256,
+        "a manifest's text is at most 255 bytes long"
+    );
     let mut out = [0; 256];
     let mut at = 0;
     while at < bytes.len() {

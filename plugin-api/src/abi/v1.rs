@@ -9,7 +9,10 @@
     clippy::used_underscore_binding,
     reason = "what abi_stable's macros generate"
 )]
-#![allow(unsafe_code, reason = "callbacks cross the border as pairs of pointers")]
+#![allow(
+    unsafe_code,
+    reason = "callbacks cross the border as pairs of pointers"
+)]
 
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -142,11 +145,7 @@ pub trait AbiEngine: Send + Sync {
     fn mark(&self, data: ValueSink<'_>) -> RResult<u64, AbiError>;
     fn get(&self, key: RSlice<'_, u8>, out: ValueSink<'_>) -> RResult<bool, AbiError>;
     fn scan(&self, range: AbiRange<'_>, out: EntrySink<'_>) -> RResult<(), AbiError>;
-    fn write(
-        &self,
-        batch: RSlice<'_, AbiOp<'_>>,
-        mark: AbiMark<'_>,
-    ) -> RResult<(), AbiError>;
+    fn write(&self, batch: RSlice<'_, AbiOp<'_>>, mark: AbiMark<'_>) -> RResult<(), AbiError>;
     fn sync(&self, data: ValueSink<'_>) -> RResult<u64, AbiError>;
     fn view(&self) -> RResult<ViewBox, AbiError>;
     fn replace(&self, feed: EntrySource<'_>, mark: AbiMark<'_>) -> RResult<(), AbiError>;
@@ -157,12 +156,7 @@ pub trait AbiEngine: Send + Sync {
     fn close(&self) -> RResult<(), AbiError>;
     /// For calls that come later; an unknown `op` is `Unsupported`.
     #[sabi(last_prefix_field)]
-    fn ext(
-        &self,
-        op: u32,
-        request: RSlice<'_, u8>,
-        out: ValueSink<'_>,
-    ) -> RResult<bool, AbiError>;
+    fn ext(&self, op: u32, request: RSlice<'_, u8>, out: ValueSink<'_>) -> RResult<bool, AbiError>;
 }
 
 /// An engine in a box.
@@ -199,13 +193,19 @@ const INTERFACE_VERSION: VersionStrings = {
 
 impl From<Error> for AbiError {
     fn from(error: Error) -> Self {
-        AbiError { code: error.kind().code(), message: error.to_string().into() }
+        AbiError {
+            code: error.kind().code(),
+            message: error.to_string().into(),
+        }
     }
 }
 
 impl From<AbiError> for Error {
     fn from(error: AbiError) -> Self {
-        Error::new(ErrorKind::from_code(error.code), error.message.into_string())
+        Error::new(
+            ErrorKind::from_code(error.code),
+            error.message.into_string(),
+        )
     }
 }
 
@@ -240,8 +240,13 @@ impl ValueSink<'_> {
 impl EntrySink<'_> {
     fn give(&mut self, key: &[u8], value: &[u8]) -> Flow {
         // SAFETY: the host lends context and function together, for the time of this call.
-        match unsafe { (self.call)(self.context, RSlice::from_slice(key), RSlice::from_slice(value)) }
-        {
+        match unsafe {
+            (self.call)(
+                self.context,
+                RSlice::from_slice(key),
+                RSlice::from_slice(value),
+            )
+        } {
             0 => Flow::Continue,
             _ => Flow::Stop,
         }
@@ -277,7 +282,10 @@ impl<'a> From<Range<'a>> for AbiRange<'a> {
 
 impl AbiMark<'_> {
     fn mark(&self) -> Mark {
-        Mark { index: self.index, data: self.data.as_slice().to_vec() }
+        Mark {
+            index: self.index,
+            data: self.data.as_slice().to_vec(),
+        }
     }
 }
 
@@ -309,7 +317,10 @@ impl Feed for HostFeed<'_> {
                 }
             }
         }
-        let mut context = Context { out, panicked: None };
+        let mut context = Context {
+            out,
+            panicked: None,
+        };
         let sink = EntrySink {
             context: (&raw mut context).cast(),
             call: give,
@@ -347,7 +358,10 @@ impl<V: crate::View> AbiView for ViewShim<V> {
     }
 
     fn scan(&self, range: AbiRange<'_>, mut out: EntrySink<'_>) -> RResult<(), AbiError> {
-        contain(|| self.0.scan(range.range(), &mut |key, value| out.give(key, value)))
+        contain(|| {
+            self.0
+                .scan(range.range(), &mut |key, value| out.give(key, value))
+        })
     }
 }
 
@@ -365,14 +379,13 @@ impl<B: Backend> AbiEngine for Shim<B> {
     }
 
     fn scan(&self, range: AbiRange<'_>, mut out: EntrySink<'_>) -> RResult<(), AbiError> {
-        contain(|| self.0.scan(range.range(), &mut |key, value| out.give(key, value)))
+        contain(|| {
+            self.0
+                .scan(range.range(), &mut |key, value| out.give(key, value))
+        })
     }
 
-    fn write(
-        &self,
-        batch: RSlice<'_, AbiOp<'_>>,
-        mark: AbiMark<'_>,
-    ) -> RResult<(), AbiError> {
+    fn write(&self, batch: RSlice<'_, AbiOp<'_>>, mark: AbiMark<'_>) -> RResult<(), AbiError> {
         contain(|| {
             let ops: Vec<Op<'_>> = batch
                 .as_slice()
@@ -466,10 +479,15 @@ extern "C" fn open<B: Backend>(
 ) -> RResult<EngineBox, AbiError> {
     contain(|| {
         crate::logging::forward_to(host.log);
-        let pairs: Vec<(&str, &str)> =
-            options.iter().map(|Tuple2(name, value)| (name.as_str(), value.as_str())).collect();
+        let pairs: Vec<(&str, &str)> = options
+            .iter()
+            .map(|Tuple2(name, value)| (name.as_str(), value.as_str()))
+            .collect();
         let options = Options::parse(B::OPTIONS, pairs)?;
-        let cx = OpenContext { dir: Path::new(dir.as_str()), options: &options };
+        let cx = OpenContext {
+            dir: Path::new(dir.as_str()),
+            options: &options,
+        };
         Ok(AbiEngine_TO::from_value(Shim(B::open(&cx)?), TD_Opaque))
     })
 }
@@ -477,5 +495,9 @@ extern "C" fn open<B: Backend>(
 /// The root module of a plugin with this engine; for [`export_backend!`](crate::export_backend).
 pub fn plugin<B: Backend>() -> Plugin_Ref {
     use abi_stable::prefix_type::PrefixTypeTrait as _;
-    Plugin { describe: describe::<B>, open: open::<B> }.leak_into_prefix()
+    Plugin {
+        describe: describe::<B>,
+        open: open::<B>,
+    }
+    .leak_into_prefix()
 }

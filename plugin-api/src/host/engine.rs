@@ -1,6 +1,9 @@
 //! An opened engine, as safe methods: no panic of either side crosses the border.
 
-#![expect(unsafe_code, reason = "callbacks cross the border as pairs of pointers")]
+#![expect(
+    unsafe_code,
+    reason = "callbacks cross the border as pairs of pointers"
+)]
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -31,7 +34,11 @@ pub struct EngineView {
 
 impl Engine {
     pub(super) fn new(engine: v1::EngineBox, description: Description) -> Self {
-        Engine { engine, description, poison: OnceLock::new() }
+        Engine {
+            engine,
+            description,
+            poison: OnceLock::new(),
+        }
     }
 
     /// The engine's name.
@@ -70,8 +77,10 @@ impl Engine {
     /// The engine's own.
     pub fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
         self.check()?;
-        with_value(out, |sink| self.engine.get(RSlice::from_slice(key), sink).into_result())
-            .map_err(|error| self.note(error))
+        with_value(out, |sink| {
+            self.engine.get(RSlice::from_slice(key), sink).into_result()
+        })
+        .map_err(|error| self.note(error))
     }
 
     /// As [`Backend::scan`](crate::Backend::scan).
@@ -79,14 +88,12 @@ impl Engine {
     /// # Errors
     ///
     /// The engine's own.
-    pub fn scan(
-        &self,
-        range: Range<'_>,
-        out: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
-    ) -> Result<()> {
+    pub fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
         self.check()?;
-        with_entries(out, |sink| self.engine.scan(AbiRange::from(range), sink).into_result())
-            .map_err(|error| self.note(error))
+        with_entries(out, |sink| {
+            self.engine.scan(AbiRange::from(range), sink).into_result()
+        })
+        .map_err(|error| self.note(error))
     }
 
     /// As [`Backend::write`](crate::Backend::write).
@@ -104,10 +111,18 @@ impl Engine {
                     Op::Delete(key) => (v1::OP_DELETE, key, &[][..]),
                     Op::DeleteRange(from, to) => (v1::OP_DELETE_RANGE, from, to),
                 };
-                AbiOp { kind, a: RSlice::from_slice(a), b: RSlice::from_slice(b) }
+                AbiOp {
+                    kind,
+                    a: RSlice::from_slice(a),
+                    b: RSlice::from_slice(b),
+                }
             })
             .collect();
-        self.plain(self.engine.write(RSlice::from_slice(&ops), lend(mark)).into_result())
+        self.plain(
+            self.engine
+                .write(RSlice::from_slice(&ops), lend(mark))
+                .into_result(),
+        )
     }
 
     /// As [`Backend::sync`](crate::Backend::sync).
@@ -176,9 +191,16 @@ impl Engine {
                 }
             }
         }
-        let mut context = Context { feed, failed: None, panicked: None };
-        let source =
-            EntrySource { context: (&raw mut context).cast(), next, _life: PhantomData };
+        let mut context = Context {
+            feed,
+            failed: None,
+            panicked: None,
+        };
+        let source = EntrySource {
+            context: (&raw mut context).cast(),
+            next,
+            _life: PhantomData,
+        };
         let result = self.engine.replace(source, lend(mark)).into_result();
         if let Some(payload) = context.panicked {
             resume_unwind(payload);
@@ -192,7 +214,9 @@ impl Engine {
     /// As [`Backend::property`](crate::Backend::property).
     pub fn property(&self, name: &str) -> Option<String> {
         self.check().ok()?;
-        let value = self.plain(self.engine.property(RStr::from_str(name)).into_result()).ok()?;
+        let value = self
+            .plain(self.engine.property(RStr::from_str(name)).into_result())
+            .ok()?;
         value.into_option().map(String::from)
     }
 
@@ -202,7 +226,10 @@ impl Engine {
             return Vec::new();
         }
         let names = self.plain(self.engine.properties().into_result());
-        names.map_or_else(|_| Vec::new(), |names| names.into_iter().map(String::from).collect())
+        names.map_or_else(
+            |_| Vec::new(),
+            |names| names.into_iter().map(String::from).collect(),
+        )
     }
 
     /// As [`Backend::compact`](crate::Backend::compact).
@@ -278,7 +305,9 @@ impl EngineView {
     ///
     /// The engine's own.
     pub fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        with_value(out, |sink| self.view.get(RSlice::from_slice(key), sink).into_result())
+        with_value(out, |sink| {
+            self.view.get(RSlice::from_slice(key), sink).into_result()
+        })
     }
 
     /// As [`Backend::scan`](crate::Backend::scan).
@@ -286,17 +315,18 @@ impl EngineView {
     /// # Errors
     ///
     /// The engine's own.
-    pub fn scan(
-        &self,
-        range: Range<'_>,
-        out: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
-    ) -> Result<()> {
-        with_entries(out, |sink| self.view.scan(AbiRange::from(range), sink).into_result())
+    pub fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
+        with_entries(out, |sink| {
+            self.view.scan(AbiRange::from(range), sink).into_result()
+        })
     }
 }
 
 fn lend(mark: &Mark) -> AbiMark<'_> {
-    AbiMark { index: mark.index, data: RSlice::from_slice(&mark.data) }
+    AbiMark {
+        index: mark.index,
+        data: RSlice::from_slice(&mark.data),
+    }
 }
 
 struct Value<'c> {
@@ -317,7 +347,10 @@ fn with_value<T>(
     out: &mut dyn FnMut(&[u8]),
     call: impl FnOnce(ValueSink<'_>) -> std::result::Result<T, v1::AbiError>,
 ) -> Result<T> {
-    let mut context = Value { out, panicked: None };
+    let mut context = Value {
+        out,
+        panicked: None,
+    };
     let result = call(ValueSink {
         context: (&raw mut context).cast(),
         call: take_value,
@@ -344,7 +377,9 @@ unsafe extern "C" fn take_entry(
     if context.panicked.is_some() {
         return 1;
     }
-    match catch_unwind(AssertUnwindSafe(|| (context.out)(key.as_slice(), value.as_slice()))) {
+    match catch_unwind(AssertUnwindSafe(|| {
+        (context.out)(key.as_slice(), value.as_slice())
+    })) {
         Ok(Flow::Continue) => 0,
         Ok(Flow::Stop) => 1,
         Err(payload) => {
@@ -358,7 +393,10 @@ fn with_entries(
     out: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
     call: impl FnOnce(EntrySink<'_>) -> std::result::Result<(), v1::AbiError>,
 ) -> Result<()> {
-    let mut context = Entries { out, panicked: None };
+    let mut context = Entries {
+        out,
+        panicked: None,
+    };
     let result = call(EntrySink {
         context: (&raw mut context).cast(),
         call: take_entry,

@@ -22,7 +22,11 @@ pub struct LoadError {
 
 impl LoadError {
     fn new(message: impl Into<String>) -> Self {
-        LoadError { message: message.into(), hint: None, details: None }
+        LoadError {
+            message: message.into(),
+            hint: None,
+            details: None,
+        }
     }
 
     /// What the operator can do.
@@ -111,7 +115,14 @@ impl Plugin {
     pub fn load(path: &Path) -> Result<Self, LoadError> {
         let (library, manifest) = open_library(path)?;
         if manifest.api_version != manifest::API_VERSION {
-            let Manifest { api_version, name, version, plugin_api, rustc, .. } = &manifest;
+            let Manifest {
+                api_version,
+                name,
+                version,
+                plugin_api,
+                rustc,
+                ..
+            } = &manifest;
             return Err(LoadError::new(format!(
                 "built for plugin API {api_version}, this kvd supports {}   (plugin {name} \
                  {version}, plugin-api {plugin_api}, {rustc})",
@@ -127,7 +138,11 @@ impl Plugin {
             hint: Some("the details are in the debug log".to_owned()),
             details: Some(details),
         })?;
-        Ok(Plugin { path: path.to_owned(), manifest, root })
+        Ok(Plugin {
+            path: path.to_owned(),
+            manifest,
+            root,
+        })
     }
 
     /// Where it was loaded from.
@@ -235,7 +250,8 @@ fn open_library(path: &Path) -> Result<(&'static libloading::Library, Manifest),
 /// `at` is the address of the symbol.
 #[expect(unsafe_code, reason = "reading C data")]
 unsafe fn copy_manifest(at: *const manifest::Manifest) -> Result<Manifest, LoadError> {
-    let foreign = || LoadError::new("not a kvd plugin (its KVD_PLUGIN_MANIFEST is not one of ours)");
+    let foreign =
+        || LoadError::new("not a kvd plugin (its KVD_PLUGIN_MANIFEST is not one of ours)");
     // SAFETY: every manifest begins with the magic and its size, and `size` bytes belong to it.
     unsafe {
         if (&raw const (*at).magic).read_unaligned() != manifest::MAGIC {
@@ -273,7 +289,11 @@ fn root_module(library: &libloading::Library) -> Result<v1::Plugin_Ref, String> 
             .map_err(|error| cause(&error))?
     };
     let text = |error: LibraryError| error.to_string();
-    header.upgrade().map_err(text)?.init_root_module::<v1::Plugin_Ref>().map_err(text)
+    header
+        .upgrade()
+        .map_err(text)?
+        .init_root_module::<v1::Plugin_Ref>()
+        .map_err(text)
 }
 
 /// libloading's own text leaves out what the system said.

@@ -82,7 +82,10 @@ pub fn resolve(spec: &str, places: &Places) -> Result<PathBuf, ResolveError> {
         return in_folder(path, places);
     }
     if looks_like_path {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or(spec);
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or(spec);
         log::info!("{spec} does not exist here; looking for a plugin named '{name}'");
         return by_name(name, places);
     }
@@ -90,8 +93,10 @@ pub fn resolve(spec: &str, places: &Places) -> Result<PathBuf, ResolveError> {
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, ResolveError> {
-    std::fs::canonicalize(path)
-        .map_err(|error| ResolveError { message: error.to_string(), hint: None })
+    std::fs::canonicalize(path).map_err(|error| ResolveError {
+        message: error.to_string(),
+        hint: None,
+    })
 }
 
 fn is_library(name: &str) -> bool {
@@ -100,10 +105,17 @@ fn is_library(name: &str) -> bool {
 
 fn in_folder(folder: &Path, places: &Places) -> Result<PathBuf, ResolveError> {
     let mut libraries: Vec<PathBuf> = std::fs::read_dir(folder)
-        .map_err(|error| ResolveError { message: error.to_string(), hint: None })?
+        .map_err(|error| ResolveError {
+            message: error.to_string(),
+            hint: None,
+        })?
         .filter_map(|file| Some(file.ok()?.path()))
         .filter(|file| {
-            file.is_file() && file.file_name().and_then(|n| n.to_str()).is_some_and(is_library)
+            file.is_file()
+                && file
+                    .file_name()
+                    .and_then(|n| n.to_str())
+                    .is_some_and(is_library)
         })
         .collect();
     libraries.sort();
@@ -131,7 +143,10 @@ fn in_folder(folder: &Path, places: &Places) -> Result<PathBuf, ResolveError> {
     );
     let mut targets: Vec<PathBuf> = places.cargo_target_dir.iter().cloned().collect();
     let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
-    for dir in whole.ancestors().filter(|dir| dir.join("Cargo.toml").is_file()) {
+    for dir in whole
+        .ancestors()
+        .filter(|dir| dir.join("Cargo.toml").is_file())
+    {
         targets.push(dir.join("target"));
     }
     let own = places
@@ -162,7 +177,10 @@ fn crate_names(folder: &Path) -> Option<(String, String)> {
     let (mut section, mut package, mut library) = (String::new(), None, None);
     for line in text.lines() {
         let line = line.trim();
-        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|line| line.strip_suffix(']'))
+        {
             section = name.trim().to_owned();
         } else if let Some((key, value)) = line.split_once('=')
             && key.trim() == "name"
@@ -193,13 +211,20 @@ fn by_name(name: &str, places: &Places) -> Result<PathBuf, ResolveError> {
     for folder in &folders {
         for file in &names {
             let file = folder.join(file);
-            if file.file_name().and_then(|n| n.to_str()).is_some_and(is_library) && file.is_file()
+            if file
+                .file_name()
+                .and_then(|n| n.to_str())
+                .is_some_and(is_library)
+                && file.is_file()
             {
                 return absolute(&file);
             }
         }
     }
-    let looked: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    let looked: Vec<_> = folders
+        .iter()
+        .map(|folder| folder.display().to_string())
+        .collect();
     let available = available(&folders);
     let available = if available.is_empty() {
         "none".to_owned()
@@ -207,7 +232,10 @@ fn by_name(name: &str, places: &Places) -> Result<PathBuf, ResolveError> {
         available.join(", ")
     };
     Err(ResolveError {
-        message: format!("not found; looked in: {}  (available: {available})", looked.join(", ")),
+        message: format!(
+            "not found; looked in: {}  (available: {available})",
+            looked.join(", ")
+        ),
         hint: Path::new("plugins")
             .join(name)
             .join("Cargo.toml")
@@ -225,7 +253,9 @@ fn available(folders: &[PathBuf]) -> Vec<String> {
         .flatten()
         .filter_map(|file| file.ok()?.file_name().into_string().ok())
         .filter_map(|file| {
-            let name = file.strip_prefix(&prefix)?.strip_suffix(std::env::consts::DLL_SUFFIX)?;
+            let name = file
+                .strip_prefix(&prefix)?
+                .strip_suffix(std::env::consts::DLL_SUFFIX)?;
             Some(name.to_owned())
         })
         .filter(|name| name != "plugin_api")
@@ -240,7 +270,10 @@ mod tests {
     use super::*;
 
     fn places(exe: &Path) -> Places {
-        Places { exe_dir: Some(exe.to_owned()), ..Places::default() }
+        Places {
+            exe_dir: Some(exe.to_owned()),
+            ..Places::default()
+        }
     }
 
     fn touch(path: PathBuf) -> PathBuf {
@@ -253,7 +286,10 @@ mod tests {
     fn a_file_is_taken_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let file = touch(dir.path().join("libmine.so"));
-        assert_eq!(resolve(file.to_str().unwrap(), &Places::default()), Ok(file));
+        assert_eq!(
+            resolve(file.to_str().unwrap(), &Places::default()),
+            Ok(file)
+        );
     }
 
     #[test]
@@ -261,7 +297,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = touch(dir.path().join("libkvd_my_engine.so"));
         assert_eq!(resolve("my-engine", &places(dir.path())), Ok(file.clone()));
-        assert_eq!(resolve("libkvd_my_engine.so", &places(dir.path())), Ok(file.clone()));
+        assert_eq!(
+            resolve("libkvd_my_engine.so", &places(dir.path())),
+            Ok(file.clone())
+        );
         assert_eq!(resolve("plugins/my-engine", &places(dir.path())), Ok(file));
     }
 

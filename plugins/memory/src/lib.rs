@@ -78,7 +78,10 @@ impl Backend for Memory {
     fn replace(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
         let mut entries = BTreeMap::new();
         while feed.next(&mut |key, value| drop(entries.insert(key.to_vec(), value.to_vec())))? {}
-        let contents = Contents { entries: Arc::new(entries), mark: mark.clone() };
+        let contents = Contents {
+            entries: Arc::new(entries),
+            mark: mark.clone(),
+        };
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = contents;
         Ok(())
     }
@@ -86,7 +89,10 @@ impl Backend for Memory {
 
 impl Memory {
     fn contents(&self) -> Contents {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -104,9 +110,16 @@ impl View for MemoryView {
         if range.to.is_some_and(|to| to <= range.from) {
             return Ok(());
         }
-        let mut entries = self.0.entries.range::<[u8], _>((Bound::Included(range.from), end));
+        let mut entries = self
+            .0
+            .entries
+            .range::<[u8], _>((Bound::Included(range.from), end));
         loop {
-            let next = if range.reverse { entries.next_back() } else { entries.next() };
+            let next = if range.reverse {
+                entries.next_back()
+            } else {
+                entries.next()
+            };
             match next {
                 Some((key, value)) if out(key, value) == Flow::Continue => {}
                 _ => return Ok(()),
