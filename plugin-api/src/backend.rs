@@ -77,6 +77,9 @@ pub trait Feed {
 ///
 /// Callbacks get slices that live only during the call, and must not be called after the method
 /// has returned. A host's callback never calls back into the engine.
+///
+/// A panic in any of these, or in a destructor, stays inside the library: the host sees an error
+/// of kind [`ErrorKind::Panic`](crate::ErrorKind::Panic) and never enters the engine again.
 pub trait Backend: Send + Sync + Sized + 'static {
     /// The engine's name: lower-case letters, digits, `-` and `_`.
     const NAME: &'static str;
@@ -149,6 +152,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Replaces the whole contents by those of `feed`, with `mark`; durable on return where the
     /// engine is.
+    ///
+    /// `feed` is read to its end; an engine that returns `Ok` before, or in spite of the feed's
+    /// error, is not used any more.
     ///
     /// After a crash in the middle the engine opens with the old contents, the new ones, or empty
     /// with [`Mark::default`].

@@ -157,48 +157,68 @@ impl Plugin {
 
     /// What its engine says of itself.
     pub fn describe(&self) -> Description {
-        let description = (self.root.describe())();
-        Description {
-            name: description.name.into_string(),
-            version: description.version.into_string(),
-            caps: Caps::from_bits(description.caps),
-            limits: Limits {
-                key_bytes_max: description.key_bytes_max,
-                value_bytes_max: description.value_bytes_max,
-                batch_bytes_max: description.batch_bytes_max,
-            },
-            options: description
-                .options
-                .into_iter()
-                .map(|option| OptionInfo {
-                    name: option.name.into_string(),
-                    kind: OptionKind::from_code(option.kind),
-                    default: option.default.into_string(),
-                    help: option.help.into_string(),
-                })
-                .collect(),
-        }
+        describe(self.root)
     }
 
     /// Opens the engine in a directory that exists.
     ///
-    /// What the plugin logs goes to this process's `log` records.
+    /// What the plugin logs goes to this process's `log` records, with the target `plugin`, at the
+    /// level that is in force now.
     ///
     /// # Errors
     ///
     /// The engine's own error; a panic in it is one of kind [`ErrorKind::Panic`].
     pub fn open(&self, dir: &Path, options: &[(String, String)]) -> Result<Engine, Error> {
-        let text = dir
-            .to_str()
-            .ok_or_else(|| Error::new(ErrorKind::Other, "the directory's name is not UTF-8"))?;
-        let options: RVec<_> = options
-            .iter()
-            .map(|(name, value)| Tuple2(name.as_str().into(), value.as_str().into()))
-            .collect();
-        let host = v1::HostContext { log: forward };
-        let opened = (self.root.open())(RStr::from_str(text), options, host);
-        let boxed = opened.into_result().map_err(Error::from)?;
-        Ok(Engine::new(boxed, self.describe()))
+        open(self.root, dir, options)
+    }
+}
+
+pub(super) fn describe(root: v1::Plugin_Ref) -> Description {
+    let description = (root.describe())();
+    Description {
+        name: description.name.into_string(),
+        version: description.version.into_string(),
+        caps: Caps::from_bits(description.caps),
+        limits: Limits {
+            key_bytes_max: description.key_bytes_max,
+            value_bytes_max: description.value_bytes_max,
+            batch_bytes_max: description.batch_bytes_max,
+        },
+        options: description
+            .options
+            .into_iter()
+            .map(|option| OptionInfo {
+                name: option.name.into_string(),
+                kind: OptionKind::from_code(option.kind),
+                default: option.default.into_string(),
+                help: option.help.into_string(),
+            })
+            .collect(),
+    }
+}
+
+pub(super) fn open(
+    root: v1::Plugin_Ref,
+    dir: &Path,
+    options: &[(String, String)],
+) -> Result<Engine, Error> {
+    let text = dir
+        .to_str()
+        .ok_or_else(|| Error::new(ErrorKind::Other, "the directory's name is not UTF-8"))?;
+    let options: RVec<_> = options
+        .iter()
+        .map(|(name, value)| Tuple2(name.as_str().into(), value.as_str().into()))
+        .collect();
+    crate::logging::this_is_the_host();
+    let opened = (root.open())(RStr::from_str(text), options, context());
+    let boxed = opened.into_result().map_err(Error::from)?;
+    Ok(Engine::new(boxed, describe(root)))
+}
+
+pub(super) fn context() -> v1::HostContext {
+    v1::HostContext {
+        log: forward,
+        log_level: log::max_level() as u8,
     }
 }
 
@@ -211,9 +231,12 @@ extern "C" fn forward(level: u8, target: RStr<'_>, message: RStr<'_>) {
         _ => log::Level::Trace,
     };
     // A panic must not cross the border; a logger that panics is not worth the process.
-    drop(std::panic::catch_unwind(|| {
+    let logged = std::panic::catch_unwind(|| {
         log::log!(target: "plugin", level, "{}: {}", target.as_str(), message.as_str());
-    }));
+    });
+    if let Err(payload) = logged {
+        std::mem::forget(payload);
+    }
 }
 
 #[expect(unsafe_code, reason = "loading a library and reading a symbol of it")]
