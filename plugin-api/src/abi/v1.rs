@@ -31,7 +31,7 @@ use crate::{Backend, Caps, Error, ErrorKind, Feed, Flow, Mark, Op, OpenContext, 
 
 /// An error: an open code and a message.
 #[repr(C)]
-#[derive(StableAbi)]
+#[derive(StableAbi, Debug)]
 pub struct AbiError {
     pub code: u32,
     pub message: RString,
@@ -298,7 +298,7 @@ impl EntrySink<'_> {
 }
 
 impl<'a> AbiRange<'a> {
-    fn range(&self) -> Range<'a> {
+    pub fn range(&self) -> Range<'a> {
         Range {
             from: self.from.as_slice(),
             to: (self.flags & RANGE_HAS_TO != 0).then(|| self.to.as_slice()),

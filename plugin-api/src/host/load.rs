@@ -209,13 +209,13 @@ pub(super) fn open(
         .iter()
         .map(|(name, value)| Tuple2(name.as_str().into(), value.as_str().into()))
         .collect();
-    crate::logging::this_is_the_host();
     let opened = (root.open())(RStr::from_str(text), options, context());
     let boxed = opened.into_result().map_err(Error::from)?;
     Ok(Engine::new(boxed, describe(root)))
 }
 
 pub(super) fn context() -> v1::HostContext {
+    crate::logging::this_is_the_host();
     v1::HostContext {
         log: forward,
         log_level: log::max_level() as u8,
