@@ -1,7 +1,7 @@
 //! Loading a library.
 
 use std::ffi::CStr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use abi_stable::library::{AbiHeaderRef, LibraryError, ROOT_MODULE_LOADER_NAME_WITH_NUL};
@@ -129,7 +129,7 @@ impl Plugin {
                 manifest::API_VERSION
             )));
         }
-        let root = root_module(&library).map_err(|details| LoadError {
+        let root = root_module(library).map_err(|details| LoadError {
             message: format!(
                 "same API version but another binary layout (plugin-api {} / kvd {}): rebuild it",
                 manifest.plugin_api,
@@ -249,6 +249,12 @@ fn open_library(path: &Path) -> Result<(&'static libloading::Library, Manifest),
             ..LoadError::new("anyone may write to the file")
         });
     }
+    if is_cut_short(&file).map_err(|error| LoadError::new(error.to_string()))? {
+        return Err(LoadError {
+            hint: Some("copy it again".to_owned()),
+            ..LoadError::new("not a shared library (the file is cut short)")
+        });
+    }
     // SAFETY: loading runs the library's constructors; the operator named the file.
     let library = unsafe { libloading::Library::new(&file) }
         .map_err(|error| LoadError::new(format!("not a shared library ({})", cause(&error))))?;
@@ -264,6 +270,42 @@ fn open_library(path: &Path) -> Result<(&'static libloading::Library, Manifest),
         copy_manifest(at)?
     };
     Ok((library, manifest))
+}
+
+/// Whether an ELF file ends before what its headers promise, as a copy under way does.
+///
+/// The system's loader maps such a file without complaint, and the process dies of SIGBUS when it
+/// touches what is not there. Of files of other formats it is left to judge.
+fn is_cut_short(file: &Path) -> std::io::Result<bool> {
+    const ELF_64_LITTLE_ENDIAN: &[u8; 6] = b"\x7fELF\x02\x01";
+    let file = std::fs::File::open(file)?;
+    let meta = file.metadata()?;
+    let mut magic = [0; ELF_64_LITTLE_ENDIAN.len()];
+    if !meta.is_file()
+        || file.read_exact_at(&mut magic, 0).is_err()
+        || magic != *ELF_64_LITTLE_ENDIAN
+    {
+        return Ok(false);
+    }
+    let read = |at: u64, bytes: usize| {
+        let mut field = [0; 8];
+        file.read_exact_at(&mut field[..bytes], at).ok()?;
+        Some(u64::from_le_bytes(field))
+    };
+    // The end of what the segments and the table of sections, which comes last, take up; none at
+    // all where even the headers are not there or make no sense.
+    let end = || {
+        let (table, size, count) = (read(0x20, 8)?, read(0x36, 2)?, read(0x38, 2)?);
+        let (sections, section, sections_count) = (read(0x28, 8)?, read(0x3a, 2)?, read(0x3c, 2)?);
+        let mut end = sections.checked_add(section * sections_count)?;
+        for index in 0..count {
+            let offset = table.checked_add(index * size + 0x08)?;
+            let bytes = table.checked_add(index * size + 0x20)?;
+            end = end.max(read(offset, 8)?.checked_add(read(bytes, 8)?)?);
+        }
+        Some(end)
+    };
+    Ok(end().is_none_or(|end| end > meta.len()))
 }
 
 /// Copies what a manifest says.
