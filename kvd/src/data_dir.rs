@@ -126,7 +126,11 @@ impl DataDir {
             let path = path.to_owned();
             move |source| DataDirError::Io { path, source }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(at(path))?;
         let lock_path = path.join("LOCK");
         let lock = OpenOptions::new()
             .create(true)
@@ -139,7 +143,10 @@ impl DataDir {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(DataDirError::Locked(path.to_owned())),
             Err(TryLockError::Error(source)) => {
-                return Err(DataDirError::Io { path: lock_path, source });
+                return Err(DataDirError::Io {
+                    path: lock_path,
+                    source,
+                });
             }
         }
         let file = path.join("NODE");
@@ -164,13 +171,21 @@ impl DataDir {
             });
         }
         identity.incarnation += 1;
-        let mut dir = DataDir { path: path.to_owned(), identity, _lock: lock };
+        let mut dir = DataDir {
+            path: path.to_owned(),
+            identity,
+            _lock: lock,
+        };
         if dir.identity.wiping {
             dir.finish_wipe()?;
         }
         dir.save()?;
         for sub in [dir.log(), dir.engine(), dir.snapshots()] {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&sub).map_err(at(&sub))?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&sub)
+                .map_err(at(&sub))?;
         }
         Ok(dir)
     }
@@ -243,10 +258,17 @@ impl DataDir {
         match fs::remove_dir_all(&groups) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(DataDirError::Io { path: groups, source }),
+            Err(source) => {
+                return Err(DataDirError::Io {
+                    path: groups,
+                    source,
+                });
+            }
         }
-        sync_dir(&self.path)
-            .map_err(|source| DataDirError::Io { path: self.path.clone(), source })?;
+        sync_dir(&self.path).map_err(|source| DataDirError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
         self.identity.wiping = false;
         Ok(())
     }
@@ -260,14 +282,20 @@ impl DataDir {
 }
 
 fn read_identity(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirError> {
-    let foreign = |reason: String| DataDirError::Foreign { path: path.to_owned(), reason };
+    let foreign = |reason: String| DataDirError::Foreign {
+        path: path.to_owned(),
+        reason,
+    };
     let identity: Identity =
         serde_json::from_slice(bytes).map_err(|error| foreign(error.to_string()))?;
     if identity.magic != MAGIC {
         return Err(foreign(format!("magic '{}'", identity.magic)));
     }
     if identity.format != FORMAT {
-        return Err(foreign(format!("format {} (this kvd reads {FORMAT})", identity.format)));
+        return Err(foreign(format!(
+            "format {} (this kvd reads {FORMAT})",
+            identity.format
+        )));
     }
     Ok(identity)
 }
@@ -283,7 +311,11 @@ fn new_identity(birth: &Birth, random: &Random) -> Identity {
         cluster: if birth.found { cluster } else { 0 },
         name: birth.name.clone(),
         incarnation: 0,
-        stage: if birth.found { Stage::Founding } else { Stage::Joining },
+        stage: if birth.found {
+            Stage::Founding
+        } else {
+            Stage::Joining
+        },
         backend: birth.backend.clone(),
         wiping: false,
     }
@@ -348,7 +380,11 @@ mod tests {
     use super::*;
 
     fn birth() -> Birth {
-        Birth { name: "node0".to_owned(), backend: "redb".to_owned(), found: true }
+        Birth {
+            name: "node0".to_owned(),
+            backend: "redb".to_owned(),
+            found: true,
+        }
     }
 
     #[test]
@@ -356,8 +392,14 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("node0");
         let random = Random::from_seed(1);
-        let first = DataDir::open(&path, &birth(), &random).unwrap().identity().clone();
-        let second = DataDir::open(&path, &birth(), &random).unwrap().identity().clone();
+        let first = DataDir::open(&path, &birth(), &random)
+            .unwrap()
+            .identity()
+            .clone();
+        let second = DataDir::open(&path, &birth(), &random)
+            .unwrap()
+            .identity()
+            .clone();
         assert_eq!((first.node, first.cluster), (second.node, second.cluster));
         assert_eq!((first.incarnation, second.incarnation), (1, 2));
         assert_eq!(first.stage, Stage::Founding);
@@ -377,9 +419,17 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let random = Random::from_seed(1);
         drop(DataDir::open(temp.path(), &birth(), &random).unwrap());
-        let other = Birth { backend: "sled".to_owned(), ..birth() };
-        let error = DataDir::open(temp.path(), &other, &random).unwrap_err().to_string();
-        assert!(error.ends_with("was written by backend 'redb', not 'sled'"), "{error}");
+        let other = Birth {
+            backend: "sled".to_owned(),
+            ..birth()
+        };
+        let error = DataDir::open(temp.path(), &other, &random)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.ends_with("was written by backend 'redb', not 'sled'"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -398,15 +448,19 @@ mod tests {
         let dir = DataDir::open(temp.path(), &birth(), &random).unwrap();
         assert!(!dir.log().join("chunk").exists());
         assert!(!dir.identity().wiping);
-        assert_eq!((dir.identity().cluster, dir.identity().stage), (7, Stage::Joining));
+        assert_eq!(
+            (dir.identity().cluster, dir.identity().stage),
+            (7, Stage::Joining)
+        );
     }
 
     #[test]
     fn a_damaged_node_file_is_named() {
         let temp = tempfile::tempdir().unwrap();
         fs::write(temp.path().join("NODE"), b"{").unwrap();
-        let error =
-            DataDir::open(temp.path(), &birth(), &Random::from_seed(1)).unwrap_err().to_string();
+        let error = DataDir::open(temp.path(), &birth(), &Random::from_seed(1))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("NODE: not a kvd node file"), "{error}");
     }
 }

@@ -2,11 +2,15 @@
 
 pub mod clock;
 pub mod command;
+pub mod config;
 pub mod data_dir;
 pub mod doors;
 pub mod exit;
 pub mod keyspace;
+pub mod metrics;
 pub mod net;
+pub mod node;
 pub mod raft;
 pub mod resp;
+pub mod server;
 pub mod storage;

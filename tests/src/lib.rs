@@ -40,12 +40,18 @@ pub fn built() -> &'static Path {
 
 /// The root of the repository.
 pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the root").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ lies in the root")
+        .to_owned()
 }
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|l| l.local_addr())
+        .expect("a free port")
+        .port()
 }
 
 /// Calls `done` until it holds, or fails after [`PATIENCE`].
@@ -92,7 +98,8 @@ impl Node {
     /// Adds flags.
     #[must_use]
     pub fn with(mut self, flags: &[&str]) -> Self {
-        self.extra.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self.extra
+            .extend(flags.iter().map(|flag| (*flag).to_owned()));
         self
     }
 
@@ -163,7 +170,10 @@ impl Node {
 
     /// How the process ended, if it did.
     pub fn exited(&mut self) -> Option<ExitStatus> {
-        self.process.as_mut()?.try_wait().expect("the process can be waited for")
+        self.process
+            .as_mut()?
+            .try_wait()
+            .expect("the process can be waited for")
     }
 
     /// `kill -9`.
@@ -185,7 +195,11 @@ impl Node {
         let pid = rustix::process::Pid::from_child(child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a live process");
         until("the node ends after SIGTERM", || self.exited().is_some());
-        self.process.take()?.wait().expect("the process can be waited for").code()
+        self.process
+            .take()?
+            .wait()
+            .expect("the process can be waited for")
+            .code()
     }
 
     /// The process's number, while it runs.
@@ -266,7 +280,10 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Client { stream, decoder: ReplyDecoder::default() })
+        Ok(Client {
+            stream,
+            decoder: ReplyDecoder::default(),
+        })
     }
 
     /// Sends a command and waits for its reply.

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use openraft::ServerState;
 use openraft::type_config::async_runtime::watch::WatchReceiver as _;
+use openraft::{Instant as _, ServerState};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -29,7 +29,11 @@ pub(super) enum Leadership {
     /// This node, in this term.
     Mine { term: u64 },
     /// Another member.
-    Other { term: u64, id: NodeId, member: Member },
+    Other {
+        term: u64,
+        id: NodeId,
+        member: Member,
+    },
     /// Nobody that this node knows of.
     Nobody,
 }
@@ -106,14 +110,14 @@ impl Core {
                     Some(id) if id == self.id && metrics.state == ServerState::Leader => {
                         Leadership::Mine { term }
                     }
-                    Some(id) if id != self.id => {
-                        match metrics.membership_config.get_node(&id) {
-                            Some(member) => {
-                                Leadership::Other { term, id, member: member.clone() }
-                            }
-                            None => Leadership::Nobody,
-                        }
-                    }
+                    Some(id) if id != self.id => match metrics.membership_config.get_node(&id) {
+                        Some(member) => Leadership::Other {
+                            term,
+                            id,
+                            member: member.clone(),
+                        },
+                        None => Leadership::Nobody,
+                    },
                     _ => Leadership::Nobody,
                 }
             };
@@ -156,7 +160,11 @@ impl Core {
         request: &Request,
         deadline: Instant,
     ) -> Result<Response, AskError> {
-        let answer = self.peers.call(id, &member.raft_addr, request.encode(), deadline).await;
+        let patience = deadline.saturating_duration_since(Instant::now());
+        let answer = self
+            .peers
+            .call(id, &member.raft_addr, request.encode(), patience)
+            .await;
         self.understand(answer)
     }
 
@@ -179,8 +187,8 @@ impl Core {
         if self.recovered.load(Ordering::Acquire) {
             return false;
         }
-        let reached = self.machine.progress().borrow().index
-            >= self.recover_to.load(Ordering::Acquire);
+        let reached =
+            self.machine.progress().borrow().index >= self.recover_to.load(Ordering::Acquire);
         if reached {
             self.recovered.store(true, Ordering::Release);
         }
@@ -234,7 +242,10 @@ impl Core {
             last_log: metrics.last_log_index.unwrap_or(0),
             committed: metrics.cluster_committed.as_ref().map_or(0, |id| id.index),
             applied: self.machine.progress().borrow().index,
-            snapshot: self.machine.durable().map_or(0, |position| position.index()),
+            snapshot: self
+                .machine
+                .durable()
+                .map_or(0, |position| position.index()),
             purged: metrics.purged.as_ref().map_or(0, |id| id.index),
             loading: self.is_loading(),
         }

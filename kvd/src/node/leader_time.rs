@@ -7,16 +7,16 @@ use tokio::time::Instant;
 /// How fast the leader's time may gain on or lose against real time, in parts of a thousand.
 ///
 /// A tenth corrects an hour in half a day, and no client's TTL is off by more than a tenth.
-pub const SLEW_PER_MILLE: u64 = 100;
+pub(super) const SLEW_PER_MILLE: u64 = 100;
 
 /// A leader that starts after the cluster was down takes a wall clock that is ahead by at most this.
 ///
 /// It covers a week-end; a clock that was set wrong by more must be confirmed by an operator.
-pub const STEP_MAX: Duration = Duration::from_secs(4 * 24 * 3600);
+pub(super) const STEP_MAX: Duration = Duration::from_secs(4 * 24 * 3600);
 
 /// The clock of one leadership.
 #[derive(Debug)]
-pub struct LeaderTime {
+pub(super) struct LeaderTime {
     ms: u64,
     at: Instant,
 }
@@ -24,7 +24,7 @@ pub struct LeaderTime {
 impl LeaderTime {
     /// Starts a leadership: `last_ms` is the stamp of the last applied entry (0 for none), applied
     /// here at `applied_at`; `wall_ms` is what the wall clock says.
-    pub fn start(last_ms: u64, applied_at: Instant, now: Instant, wall_ms: u64) -> Self {
+    pub(super) fn start(last_ms: u64, applied_at: Instant, now: Instant, wall_ms: u64) -> Self {
         let expected = last_ms + now.duration_since(applied_at).as_millis() as u64;
         let ahead = wall_ms.saturating_sub(expected);
         let ms = if last_ms == 0 || (ahead > 0 && ahead <= STEP_MAX.as_millis() as u64) {
@@ -42,7 +42,7 @@ impl LeaderTime {
     }
 
     /// The leader's time now; never falls.
-    pub fn now(&mut self, now: Instant, wall_ms: u64) -> u64 {
+    pub(super) fn now(&mut self, now: Instant, wall_ms: u64) -> u64 {
         let elapsed = now.saturating_duration_since(self.at).as_millis() as u64;
         if elapsed == 0 {
             return self.ms;

@@ -11,17 +11,17 @@ use crate::keyspace::View;
 use crate::storage::Caps;
 
 /// Most ticks a second that expiry asks for.
-pub const TICK_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const TICK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often the engine is made durable while it changes: what a restart has to carry out again,
 /// and how long an engine keeps pages that it has freed.
-pub const SYNC_INTERVAL: Duration = Duration::from_secs(2);
+pub(super) const SYNC_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The log is cut when it holds more than this, so that a restart reads it in well under a second.
-pub const LOG_BYTES_MAX: u64 = 64 << 20;
+pub(super) const LOG_BYTES_MAX: u64 = 64 << 20;
 
 /// A follower that lags by at most this many entries is waited for before the log is cut.
-pub const LOG_ENTRIES_KEPT: u64 = 4096;
+pub(super) const LOG_ENTRIES_KEPT: u64 = 4096;
 
 impl Core {
     /// Proposes a tick whenever an expiry is due and no write has carried the time there.
@@ -30,7 +30,9 @@ impl Core {
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             every.tick().await;
-            let Leadership::Mine { term } = self.leadership() else { continue };
+            let Leadership::Mine { term } = self.leadership() else {
+                continue;
+            };
             let progress = *self.machine.progress().borrow();
             let due = progress.due_left || {
                 let now = self.leader_time(term);
@@ -50,7 +52,10 @@ impl Core {
         let core = self.clone();
         let look = tokio::task::spawn_blocking(move || {
             let view = core.machine.store().read().ok()?;
-            View::new(&view, 0, 0).and_then(|view| view.next_expiry()).ok().flatten()
+            View::new(&view, 0, 0)
+                .and_then(|view| view.next_expiry())
+                .ok()
+                .flatten()
         });
         look.await.ok().flatten()
     }
@@ -64,7 +69,10 @@ impl Core {
         loop {
             every.tick().await;
             let applied = self.machine.progress().borrow().index;
-            let durable = self.machine.durable().map_or(0, |position| position.index());
+            let durable = self
+                .machine
+                .durable()
+                .map_or(0, |position| position.index());
             let too_long = self.log.stats().bytes > LOG_BYTES_MAX;
             let sync_due = durable_engine && synced.elapsed() >= SYNC_INTERVAL;
             if applied > durable && (sync_due || too_long) {
@@ -84,7 +92,10 @@ impl Core {
 
     /// Drops what the newest durable state covers, but keeps what live followers still need.
     async fn shorten_log(&self) -> bool {
-        let durable = self.machine.durable().map_or(0, |position| position.index());
+        let durable = self
+            .machine
+            .durable()
+            .map_or(0, |position| position.index());
         if self.raft.trigger().snapshot().await.is_err() {
             return false;
         }
@@ -92,7 +103,10 @@ impl Core {
             let metrics = self.raft.data_metrics();
             let metrics = metrics.borrow_watched();
             metrics.replication.as_ref().and_then(|replication| {
-                replication.values().map(|id| id.as_ref().map_or(0, |id| id.index)).min()
+                replication
+                    .values()
+                    .map(|id| id.as_ref().map_or(0, |id| id.index))
+                    .min()
             })
         };
         // A follower that lags by more gets a snapshot instead.

@@ -22,10 +22,10 @@ use crate::raft::{Member, NodeId};
 use crate::resp::Reply;
 
 /// How long one membership change may take, the new member's catching up included.
-pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A learner is level when it lacks at most this many entries of the leader's log.
-pub const LEVEL_ENTRIES: u64 = 1024;
+pub(super) const LEVEL_ENTRIES: u64 = 1024;
 
 /// Names of intents among the cluster's bookkeeping.
 const INTENT_PREFIX: &str = "join:";
@@ -35,13 +35,18 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 impl Core {
     /// JOIN, on any node.
     pub(super) async fn join(self: &Arc<Self>, request: JoinRequest) -> Reply {
-        let asked = Request::Join { name: request.name.clone(), raft_addr: request.raft_addr.clone() };
+        let asked = Request::Join {
+            name: request.name.clone(),
+            raft_addr: request.raft_addr.clone(),
+        };
         match self.at_leader(asked).await {
             Ok(reply) => reply,
             Err(deadline) => match timeout_at(deadline, self.join_here(request)).await {
                 Ok(Ok(())) => Reply::Ok,
                 Ok(Err(reason)) => Reply::error(format!("ERR {reason}")),
-                Err(_) => Reply::error("TIMEOUT the node has not caught up yet; JOIN it again to go on"),
+                Err(_) => {
+                    Reply::error("TIMEOUT the node has not caught up yet; JOIN it again to go on")
+                }
             },
         }
     }
@@ -101,12 +106,23 @@ impl Core {
                 self.forget_intent(&name).await?;
                 return Ok(());
             }
-        } else if let Some((_, member)) = self.members().into_iter().find(|(_, member)| member.raft_addr == raft_addr) {
-            return Err(format!("{raft_addr} is the member '{}' already", member.name));
+        } else if let Some((_, member)) = self
+            .members()
+            .into_iter()
+            .find(|(_, member)| member.raft_addr == raft_addr)
+        {
+            return Err(format!(
+                "{raft_addr} is the member '{}' already",
+                member.name
+            ));
         }
         // From here on this cluster is not blank, so no other one will take this node over.
         let mut intent = GroupBuilder::internal();
-        intent.command(&[META_SET, format!("{INTENT_PREFIX}{name}").as_bytes(), raft_addr.as_bytes()]);
+        intent.command(&[
+            META_SET,
+            format!("{INTENT_PREFIX}{name}").as_bytes(),
+            raft_addr.as_bytes(),
+        ]);
         self.bookkeep(intent).await?;
         let outcome = self.take_in(&name, &raft_addr).await;
         match &outcome {
@@ -118,9 +134,16 @@ impl Core {
     }
 
     async fn take_in(self: &Arc<Self>, name: &str, raft_addr: &str) -> Result<(), String> {
-        let request = Request::Adopt { cluster: self.cluster, name: name.to_owned() };
-        let deadline = Instant::now() + self.settings.hold;
-        let answer = self.peers.first_contact(raft_addr, request.encode(), deadline).await;
+        let request = Request::Adopt {
+            cluster: self.cluster,
+            name: name.to_owned(),
+        };
+        // The node may have to wipe what it founded.
+        let patience = CHANGE_TIMEOUT / 2;
+        let answer = self
+            .peers
+            .call(0, raft_addr, request.encode(), patience)
+            .await;
         let (id, mut member, level) = match self.understand(answer) {
             Ok(Response::Adopted { id, member, level }) => (id, member, level),
             Ok(Response::Reply(Reply::Error(text))) => return Err(text.into_owned()),
@@ -132,7 +155,9 @@ impl Core {
             return Err(format!("{raft_addr} is this node itself"));
         }
         if level < crate::raft::entry::FEATURE_LEVEL {
-            return Err(format!("'{name}' runs an older version than the cluster has agreed on"));
+            return Err(format!(
+                "'{name}' runs an older version than the cluster has agreed on"
+            ));
         }
         (member.name, member.raft_addr) = (name.to_owned(), raft_addr.to_owned());
         let learner = self
@@ -141,7 +166,8 @@ impl Core {
             .await
             .map_err(|error| format!("'{name}' could not be added: {error}"))?;
         self.level(id, learner.log_id.index).await?;
-        self.change_until_uniform(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true).await?;
+        self.change_until_uniform(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true)
+            .await?;
         tracing::info!(member = %name, address = %raft_addr, "member joined");
         Ok(())
     }
@@ -155,13 +181,19 @@ impl Core {
                 let Some(replication) = &metrics.replication else {
                     return Err("this node does not lead any more; JOIN again".to_owned());
                 };
-                let matched = replication.get(&id).and_then(|id| id.as_ref()).map_or(0, |id| id.index);
+                let matched = replication
+                    .get(&id)
+                    .and_then(|id| id.as_ref())
+                    .map_or(0, |id| id.index);
                 let last = metrics.last_log.as_ref().map_or(0, |id| id.index);
                 if matched >= index && matched + LEVEL_ENTRIES >= last {
                     return Ok(());
                 }
             }
-            metrics.changed().await.map_err(|_| "this node is stopping".to_owned())?;
+            metrics
+                .changed()
+                .await
+                .map_err(|_| "this node is stopping".to_owned())?;
         }
     }
 
@@ -175,7 +207,15 @@ impl Core {
                 .change_membership(change.clone(), retain)
                 .await
                 .map_err(|error| format!("the membership could not be changed: {error}"))?;
-            if self.raft.server_metrics().borrow_watched().membership_config.get_joint_config().len() <= 1 {
+            if self
+                .raft
+                .server_metrics()
+                .borrow_watched()
+                .membership_config
+                .get_joint_config()
+                .len()
+                <= 1
+            {
                 return Ok(());
             }
             sleep(RETRY_AFTER).await;
@@ -188,8 +228,13 @@ impl Core {
         let Some((id, member)) = self.find(name) else {
             return Err(format!("no member is called '{name}'"));
         };
-        let voters: BTreeSet<NodeId> =
-            self.raft.server_metrics().borrow_watched().membership_config.voter_ids().collect();
+        let voters: BTreeSet<NodeId> = self
+            .raft
+            .server_metrics()
+            .borrow_watched()
+            .membership_config
+            .voter_ids()
+            .collect();
         if voters == BTreeSet::from([id]) {
             return Err(format!("'{name}' is the last member and cannot leave"));
         }
@@ -199,7 +244,9 @@ impl Core {
             let deadline = Instant::now() + CHANGE_TIMEOUT;
             loop {
                 if let Leadership::Other { id, member, .. } = self.leadership() {
-                    let request = Request::Leave { name: name.to_owned() };
+                    let request = Request::Leave {
+                        name: name.to_owned(),
+                    };
                     match self.ask(id, &member, &request, deadline).await {
                         Ok(Response::Reply(Reply::Ok)) => return Ok(()),
                         Ok(Response::Reply(Reply::Error(text))) => return Err(text.into_owned()),
@@ -224,7 +271,11 @@ impl Core {
         // Raft does not tell a removed node; where it cannot be reached, its next contact is
         // refused all the same.
         let deadline = Instant::now() + self.settings.hold;
-        if self.ask(id, &member, &Request::Removed, deadline).await.is_err() {
+        if self
+            .ask(id, &member, &Request::Removed, deadline)
+            .await
+            .is_err()
+        {
             tracing::warn!(member = %name, "the removed member could not be told");
         }
         Ok(())
@@ -245,7 +296,11 @@ impl Core {
         let Some((_, to)) = candidates.pop() else {
             return Err("no other member is level enough to lead".to_owned());
         };
-        self.raft.trigger().transfer_leader(to).await.map_err(|error| error.to_string())?;
+        self.raft
+            .trigger()
+            .transfer_leader(to)
+            .await
+            .map_err(|error| error.to_string())?;
         let mut changes = self.leadership_changes();
         let moved = changes.wait_for(|now| matches!(now, Leadership::Other { .. }));
         match timeout_at(Instant::now() + self.settings.hold, moved).await {
@@ -263,11 +318,15 @@ impl Core {
                     let name = request.name.clone();
                     let deadline = Instant::now() + CHANGE_TIMEOUT;
                     match timeout_at(deadline, self.join_here(request)).await {
-                        Ok(Ok(())) => tracing::info!(member = %name, "an interrupted JOIN is finished"),
+                        Ok(Ok(())) => {
+                            tracing::info!(member = %name, "an interrupted JOIN is finished")
+                        }
                         Ok(Err(reason)) => {
                             tracing::warn!(member = %name, %reason, "an interrupted JOIN was given up");
                         }
-                        Err(_) => tracing::warn!(member = %name, "an interrupted JOIN is still open"),
+                        Err(_) => {
+                            tracing::warn!(member = %name, "an interrupted JOIN is still open")
+                        }
                     }
                 }
             }
@@ -315,17 +374,26 @@ impl Core {
     fn members(&self) -> Vec<(NodeId, Member)> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
-        metrics.membership_config.nodes().map(|(id, member)| (*id, member.clone())).collect()
+        metrics
+            .membership_config
+            .nodes()
+            .map(|(id, member)| (*id, member.clone()))
+            .collect()
     }
 
     fn find(&self, name: &str) -> Option<(NodeId, Member)> {
-        self.members().into_iter().find(|(_, member)| member.name == name)
+        self.members()
+            .into_iter()
+            .find(|(_, member)| member.name == name)
     }
 
     fn is_voter(&self, id: NodeId) -> bool {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
-        let voter = metrics.membership_config.voter_ids().any(|voter| voter == id);
+        let voter = metrics
+            .membership_config
+            .voter_ids()
+            .any(|voter| voter == id);
         voter && metrics.membership_config.get_joint_config().len() <= 1
     }
 }

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use openraft::type_config::async_runtime::watch::WatchReceiver as _;
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use self::core::{Core, Leadership, Watcher};
 use self::peer::{Request, Response};
@@ -39,9 +39,10 @@ use crate::raft::entry::{FEATURE_LEVEL, Group};
 use crate::raft::executor::Executor;
 use crate::raft::log::{self, LogStore};
 use crate::raft::snapshot::SnapshotDir;
+use crate::raft::spool::{SnapshotMeta, SnapshotSink, SpoolWriter};
 use crate::raft::state_machine::{self, StateMachine};
-use crate::raft::transport;
-use crate::raft::{Member, NodeId, Raft, log_id};
+use crate::raft::transport::{self, ConnKind, Hello, PeerIdentity, Refusal, RefusalCode, Welcome};
+use crate::raft::{Member, NodeId, Raft};
 use crate::resp::Reply;
 use crate::storage::{Caps, Engine, Store};
 
@@ -142,6 +143,10 @@ struct Shared {
     dir: Mutex<DataDir>,
     /// Absent while the node belongs to no cluster or is being taken over.
     running: RwLock<Option<Running>>,
+    /// Where the transport finds Raft.
+    slot: transport::RaftSlot,
+    auth: Arc<dyn transport::Auth>,
+    wire: transport::Limits,
     /// Highest incarnation seen of each peer.
     incarnations: Mutex<HashMap<NodeId, u64>>,
     /// A client's group may have been proposed: the node cannot be taken over any more.
@@ -165,6 +170,8 @@ pub struct Parts {
     pub io_runtime: tokio::runtime::Handle,
     /// Opens its engine.
     pub open_engine: OpenEngine,
+    /// Proves and checks the cluster's secret.
+    pub auth: Arc<dyn transport::Auth>,
     /// Called when it cannot go on.
     pub fatal: OnFatal,
 }
@@ -180,7 +187,10 @@ impl Node {
         parts: Parts,
         listener: Box<dyn crate::doors::Listener>,
     ) -> Result<Self, StartError> {
-        let scope = Arc::new(NodeScope { random: parts.doors.random.clone(), tasks: None });
+        let scope = Arc::new(NodeScope {
+            random: parts.doors.random.clone(),
+            tasks: None,
+        });
         let shared = Arc::new(Shared {
             settings: parts.settings,
             doors: parts.doors,
@@ -192,6 +202,9 @@ impl Node {
             metrics: Arc::default(),
             dir: Mutex::new(parts.dir),
             running: RwLock::new(None),
+            slot: transport::RaftSlot::default(),
+            auth: parts.auth,
+            wire: transport::Limits::default(),
             incarnations: Mutex::default(),
             used: AtomicBool::new(false),
             life: tokio::sync::Mutex::new(()),
@@ -221,7 +234,13 @@ impl Node {
 
     /// Hands leadership over, makes everything durable, and stops Raft.
     pub async fn stop(&self) {
-        let Some(running) = self.shared.running.write().expect("no panic while held").take() else {
+        let Some(running) = self
+            .shared
+            .running
+            .write()
+            .expect("no panic while held")
+            .take()
+        else {
             return;
         };
         let core = running.core.clone();
@@ -238,7 +257,12 @@ impl Node {
 
     /// Who this node is.
     pub fn identity(&self) -> crate::data_dir::Identity {
-        self.shared.dir.lock().expect("no panic while held").identity().clone()
+        self.shared
+            .dir
+            .lock()
+            .expect("no panic while held")
+            .identity()
+            .clone()
     }
 
     /// Sizes that are checked before a command enters the log.
@@ -352,8 +376,14 @@ impl Node {
         line("backend_name", engine.name().to_owned());
         line("backend_version", engine.version().to_owned());
         line("backend_capabilities", engine.caps().names().join(","));
-        line("backend_views", engine.caps().contains(Caps::VIEW).to_string());
-        let durable = core.machine.durable().map_or(0, |position| position.index());
+        line(
+            "backend_views",
+            engine.caps().contains(Caps::VIEW).to_string(),
+        );
+        let durable = core
+            .machine
+            .durable()
+            .map_or(0, |position| position.index());
         line("backend_durable_index", durable.to_string());
         for name in engine.properties() {
             if let Some(value) = engine.property(&name) {
@@ -369,7 +399,10 @@ impl Node {
         let mut lines = Vec::new();
         let mut line = |name: String, value: String| lines.push((name, value));
         line("raft_node_id".to_owned(), format!("{:016x}", status.id));
-        line("raft_cluster_id".to_owned(), format!("{:032x}", status.cluster));
+        line(
+            "raft_cluster_id".to_owned(),
+            format!("{:032x}", status.cluster),
+        );
         line("raft_name".to_owned(), status.member.name.clone());
         let role = match status.role {
             Role::Leader => "leader",
@@ -410,7 +443,10 @@ impl Node {
         let commands = self.shared.metrics.commands.load(Ordering::Relaxed);
         line("raft_proposed_entries".to_owned(), entries.to_string());
         line("raft_proposed_commands".to_owned(), commands.to_string());
-        line("raft_commands_per_entry".to_owned(), ratio(commands, entries));
+        line(
+            "raft_commands_per_entry".to_owned(),
+            ratio(commands, entries),
+        );
         if let Ok(core) = self.core() {
             for (name, value) in core.log.info() {
                 line(name, value);
@@ -420,26 +456,42 @@ impl Node {
     }
 
     fn core(&self) -> Result<Arc<Core>, Reply> {
-        self.shared.core().ok_or_else(|| Reply::error("NOCLUSTER No Raft Cluster"))
+        self.shared
+            .core()
+            .ok_or_else(|| Reply::error("NOCLUSTER No Raft Cluster"))
     }
 
     /// Opens log and state and starts Raft over them.
     async fn open(&self) -> Result<(), StartError> {
-        let running = self.shared.open().await?;
+        let gate = Arc::new(PeerPort { node: self.clone() });
+        let running = self.shared.open(gate).await?;
         *self.shared.running.write().expect("no panic while held") = Some(running);
         Ok(())
     }
 
     fn serve_peers(&self, listener: Box<dyn crate::doors::Listener>) {
         let shared = self.shared.clone();
-        let port: Arc<dyn transport::Port> = Arc::new(PeerPort { node: self.clone() });
-        let serve = transport::serve(listener, port, shared.io.clone());
-        shared.runtime.spawn(crate::doors::in_scope(shared.scope.clone(), serve));
+        let port = Arc::new(PeerPort { node: self.clone() });
+        let context = Arc::new(shared.context(port.clone()));
+        let service = transport::Service::new(context, shared.slot.clone(), port.clone(), port);
+        let mut stopping = self.stopping();
+        let scope = shared.scope.clone();
+        shared.io.spawn(crate::doors::in_scope(scope, async move {
+            let stop = async {
+                // The sender lives in the node itself.
+                drop(stopping.wait_for(|stopping| *stopping).await);
+            };
+            transport::serve(service, listener, stop).await;
+        }));
     }
 }
 
 fn ratio(of: u64, to: u64) -> String {
-    if to == 0 { "0.00".to_owned() } else { format!("{:.2}", of as f64 / to as f64) }
+    if to == 0 {
+        "0.00".to_owned()
+    } else {
+        format!("{:.2}", of as f64 / to as f64)
+    }
 }
 
 /// A core with its tasks.
@@ -490,18 +542,20 @@ impl Shared {
         running.as_ref().map(|running| running.core.clone())
     }
 
-    fn spawn(
-        &self,
-        future: impl Future<Output = ()> + Send + 'static,
-    ) -> tokio::task::AbortHandle {
+    fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortHandle {
         let scoped = crate::doors::in_scope(self.scope.clone(), future);
         self.runtime.spawn(scoped).abort_handle()
     }
 
-    async fn open(self: &Arc<Self>) -> Result<Running, StartError> {
+    async fn open(self: &Arc<Self>, gate: Arc<PeerPort>) -> Result<Running, StartError> {
         let (identity, log_dir, engine_dir, snapshot_dir) = {
             let dir = self.dir.lock().expect("no panic while held");
-            (dir.identity().clone(), dir.log(), dir.engine(), dir.snapshots())
+            (
+                dir.identity().clone(),
+                dir.log(),
+                dir.engine(),
+                dir.snapshots(),
+            )
         };
         let engine = (self.open_engine)(&engine_dir).map_err(StartError::Engine)?;
         let store = Arc::new(Store::new(engine));
@@ -519,9 +573,11 @@ impl Shared {
         let fatal = self.fatal.clone();
         let log = LogStore::open(
             &log_dir,
-            log::Identity { cluster: identity.cluster, group: 0, node: identity.node },
-            applied.map(|id| id.index),
-            &*self.doors.workers,
+            log::Identity {
+                cluster: identity.cluster,
+                group: 0,
+                node: identity.node,
+            },
             Arc::new(move |reason: &str| fatal(crate::exit::IO, reason)),
         )?;
         let newest_spool = snapshots.complete()?.last().map(|(index, _)| *index);
@@ -542,17 +598,17 @@ impl Shared {
             executor,
             watcher,
         );
-        let peers = transport::Peers::new(
-            self.doors.net.clone(),
-            Arc::new(self.hello(&identity)),
-            self.io.clone(),
-        );
+        let context = Arc::new(self.context(gate));
+        let peers = transport::Peers::new(context.clone());
+        let requests = transport::RequestClient::new(context);
         let recover_to = log.stats().committed_index;
         let (id, config) = (identity.node, Arc::new(raft_config()));
-        let (network, storage, state) = (peers.clone(), log.clone(), machine.clone());
-        let started = self.runtime.spawn(crate::doors::in_scope(self.scope.clone(), async move {
-            Raft::new(id, config, network, storage, state).await
-        }));
+        let (network, storage, state) = (peers, log.clone(), machine.clone());
+        let started = self
+            .runtime
+            .spawn(crate::doors::in_scope(self.scope.clone(), async move {
+                Raft::new(id, config, network, storage, state).await
+            }));
         let raft = started
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?
@@ -560,14 +616,17 @@ impl Shared {
         let core = Arc::new(Core {
             id,
             cluster: identity.cluster,
-            settings: Settings { name: identity.name.clone(), ..self.settings.clone() },
+            settings: Settings {
+                name: identity.name.clone(),
+                ..self.settings.clone()
+            },
             doors: self.doors.clone(),
             scope: self.scope.clone(),
             runtime: self.runtime.clone(),
             raft: raft.clone(),
             log,
             machine,
-            peers: peers.requests(),
+            peers: requests,
             proposer,
             barrier: Barrier::new(),
             metrics: self.metrics.clone(),
@@ -577,6 +636,7 @@ impl Shared {
             change: tokio::sync::Mutex::new(()),
             leadership: watch::Sender::new(Leadership::Nobody),
         });
+        self.slot.set(Some(Arc::new(raft)));
         if identity.stage == Stage::Founding {
             self.found(&core).await?;
         }
@@ -602,8 +662,11 @@ impl Shared {
 
     async fn found(&self, core: &Arc<Core>) -> Result<(), StartError> {
         let raft_error = |error: String| StartError::Raft(error);
-        let initialized =
-            core.raft.is_initialized().await.map_err(|error| raft_error(error.to_string()))?;
+        let initialized = core
+            .raft
+            .is_initialized()
+            .await
+            .map_err(|error| raft_error(error.to_string()))?;
         if !initialized {
             let member = core.settings.member();
             core.raft
@@ -631,14 +694,13 @@ impl Shared {
         }
     }
 
-    fn hello(&self, identity: &crate::data_dir::Identity) -> transport::LocalIdentity {
-        transport::LocalIdentity {
-            cluster: identity.cluster,
-            node: identity.node,
-            incarnation: identity.incarnation,
-            name: identity.name.clone(),
-            addr: self.settings.raft_addr.clone(),
-            level: FEATURE_LEVEL,
+    fn context(&self, gate: Arc<PeerPort>) -> transport::Context {
+        transport::Context {
+            net: self.doors.net.clone(),
+            gate,
+            auth: self.auth.clone(),
+            limits: self.wire.clone(),
+            io: self.io.clone(),
         }
     }
 
@@ -663,6 +725,127 @@ impl Shared {
 /// The node as its peers meet it.
 struct PeerPort {
     node: Node,
+}
+
+impl transport::Gate for PeerPort {
+    fn identity(&self) -> transport::Identity {
+        let shared = &self.node.shared;
+        let identity = self.node.identity();
+        transport::Identity {
+            cluster: identity.cluster,
+            node: identity.node,
+            incarnation: identity.incarnation,
+            name: identity.name,
+            addr: shared.settings.raft_addr.clone(),
+            feature_level: u32::from(FEATURE_LEVEL),
+        }
+    }
+
+    fn admit(&self, hello: &Hello) -> Result<Welcome, Refusal> {
+        let own = self.identity();
+        let refuse = |code, text: String| Err(Refusal::new(code, text));
+        if hello.group != 0 {
+            return refuse(RefusalCode::Other, "there is one group only".to_owned());
+        }
+        if hello.sender.node == own.node {
+            return refuse(
+                RefusalCode::Target,
+                "a node cannot talk to itself".to_owned(),
+            );
+        }
+        if hello.target != 0 && hello.target != own.node {
+            return refuse(
+                RefusalCode::Target,
+                format!(
+                    "meant for node {:016x}, this is {:016x}",
+                    hello.target, own.node
+                ),
+            );
+        }
+        // Only the first contact of a JOIN comes from another cluster.
+        let first_contact = hello.kind == ConnKind::Request && hello.target == 0;
+        if hello.sender.cluster != own.cluster && !first_contact {
+            return refuse(
+                RefusalCode::Cluster,
+                format!(
+                    "cluster {:032x}, this is {:032x}",
+                    hello.sender.cluster, own.cluster
+                ),
+            );
+        }
+        let mut known = self
+            .node
+            .shared
+            .incarnations
+            .lock()
+            .expect("no panic while held");
+        let highest = known
+            .entry(hello.sender.node)
+            .or_insert(hello.sender.incarnation);
+        if hello.sender.incarnation < *highest {
+            return refuse(
+                RefusalCode::Incarnation,
+                format!(
+                    "'{}' has run as incarnation {highest} before, and is {} now: its data \
+                     directory was restored from an old copy",
+                    hello.sender.name, hello.sender.incarnation
+                ),
+            );
+        }
+        *highest = hello.sender.incarnation;
+        Ok(own)
+    }
+
+    fn confirm(&self, hello: &Hello, welcome: &Welcome) -> Result<(), Refusal> {
+        let first_contact = hello.kind == ConnKind::Request && hello.target == 0;
+        if first_contact {
+            return Ok(());
+        }
+        if hello.target != welcome.node || hello.sender.cluster != welcome.cluster {
+            return Err(Refusal::new(
+                RefusalCode::Target,
+                format!(
+                    "dialed node {:016x}, met {:016x}",
+                    hello.target, welcome.node
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl transport::RequestHandler for PeerPort {
+    fn handle(&self, from: PeerIdentity, request: Bytes) -> BoxFuture<'static, Bytes> {
+        let port = PeerPort {
+            node: self.node.clone(),
+        };
+        Box::pin(async move {
+            let stranger = from.cluster != port.node.identity().cluster;
+            let response = match Request::decode(request) {
+                // A change of life goes on when the peer that asked for it is gone.
+                Ok(request @ (Request::Adopt { .. } | Request::Removed)) => {
+                    let changed =
+                        crate::doors::spawn(async move { port.answer(request, stranger).await });
+                    changed.await.unwrap_or(Response::Unknown)
+                }
+                Ok(request) => port.answer(request, stranger).await,
+                Err(error) => {
+                    tracing::warn!(peer = %from.name, %error, "a peer's request is not understood");
+                    Response::Refused
+                }
+            };
+            response.encode()
+        })
+    }
+}
+
+impl SnapshotSink for PeerPort {
+    fn begin(&self, meta: &SnapshotMeta) -> io::Result<Box<dyn SpoolWriter>> {
+        match self.node.shared.core() {
+            Some(core) => core.machine.snapshot_dir().begin(meta),
+            None => Err(io::Error::other("this node belongs to no cluster")),
+        }
+    }
 }
 
 impl PeerPort {
@@ -693,8 +876,11 @@ impl PeerPort {
             if let Err(reason) = self.give_up_own_cluster(&name).await {
                 return refuse(reason);
             }
-            let adopted =
-                shared.dir.lock().expect("no panic while held").adopt(cluster, &name);
+            let adopted = shared
+                .dir
+                .lock()
+                .expect("no panic while held")
+                .adopt(cluster, &name);
             if let Err(error) = adopted {
                 (shared.fatal)(crate::exit::CONFIG, &error.to_string());
                 return Response::Refused;
@@ -705,19 +891,30 @@ impl PeerPort {
                 return Response::Refused;
             }
         }
-        let member = Member { name, ..shared.settings.member() };
-        Response::Adopted { id: identity.node, member, level: FEATURE_LEVEL }
+        let member = Member {
+            name,
+            ..shared.settings.member()
+        };
+        Response::Adopted {
+            id: identity.node,
+            member,
+            level: FEATURE_LEVEL,
+        }
     }
 
     /// Stops the cluster of one that this node founded, if nothing was ever written to it.
     async fn give_up_own_cluster(&self, name: &str) -> Result<(), String> {
         let shared = &self.node.shared;
         let running = shared.running.write().expect("no panic while held").take();
-        let Some(running) = running else { return Ok(()) };
+        let Some(running) = running else {
+            return Ok(());
+        };
+        shared.slot.set(None);
         // Nobody finds the core any more, so no group can be proposed after this look.
         if !shared.used.load(Ordering::SeqCst) && is_blank(&running.core) {
             return running.end().await.map_err(|error| error.to_string());
         }
+        shared.slot.set(Some(Arc::new(running.core.raft.clone())));
         *shared.running.write().expect("no panic while held") = Some(running);
         Err(format!(
             "'{name}' holds data of its own or belongs to another cluster; start it on an empty \
@@ -764,7 +961,10 @@ async fn answer(core: &Arc<Core>, request: Request) -> Response {
     match request {
         Request::Forward { term, groups } => core.append_forwarded(term, groups).await,
         Request::Barrier => match core.confirm().await {
-            Some(point) => Response::Barrier { index: point.index, time_ms: point.time_ms },
+            Some(point) => Response::Barrier {
+                index: point.index,
+                time_ms: point.time_ms,
+            },
             None => Response::Refused,
         },
         Request::Join { name, raft_addr } if leads => {

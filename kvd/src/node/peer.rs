@@ -45,7 +45,11 @@ pub(super) enum Response {
     /// The answer for the client.
     Reply(Reply),
     /// The node waits to be taken in.
-    Adopted { id: NodeId, member: Member, level: u16 },
+    Adopted {
+        id: NodeId,
+        member: Member,
+        level: u16,
+    },
 }
 
 const FORWARD: u8 = 1;
@@ -106,12 +110,20 @@ impl Request {
                 Request::Forward { term, groups }
             }
             BARRIER => Request::Barrier,
-            JOIN => Request::Join { name: r.text("request")?, raft_addr: r.text("request")? },
-            LEAVE => Request::Leave { name: r.text("request")? },
+            JOIN => Request::Join {
+                name: r.text("request")?,
+                raft_addr: r.text("request")?,
+            },
+            LEAVE => Request::Leave {
+                name: r.text("request")?,
+            },
             ADOPT => {
                 let (low, high) = (r.u64("request")?, r.u64("request")?);
                 let cluster = u128::from(high) << 64 | u128::from(low);
-                Request::Adopt { cluster, name: r.text("request")? }
+                Request::Adopt {
+                    cluster,
+                    name: r.text("request")?,
+                }
             }
             REMOVED => Request::Removed,
             _ => return Err(Malformed("request: unknown kind")),
@@ -177,7 +189,8 @@ impl Response {
             UNKNOWN => r.finish("response").map(|()| Response::Unknown),
             BARRIER_AT => {
                 let (index, time_ms) = (r.u64("response")?, r.u64("response")?);
-                r.finish("response").map(|()| Response::Barrier { index, time_ms })
+                r.finish("response")
+                    .map(|()| Response::Barrier { index, time_ms })
             }
             REPLY => {
                 let reply = read_reply(&mut r)?;
@@ -187,7 +200,8 @@ impl Response {
                 let id = r.u64("response")?;
                 let member = codec::read_member(&mut r)?;
                 let level = r.u16("response")?;
-                r.finish("response").map(|()| Response::Adopted { id, member, level })
+                r.finish("response")
+                    .map(|()| Response::Adopted { id, member, level })
             }
             _ => Err(Malformed("response: unknown kind")),
         }
@@ -206,11 +220,22 @@ mod tests {
         let mut group = group.finish();
         (group.origin, group.sequence) = (3, 4);
         for request in [
-            Request::Forward { term: 7, groups: vec![group.clone(), group] },
+            Request::Forward {
+                term: 7,
+                groups: vec![group.clone(), group],
+            },
             Request::Barrier,
-            Request::Join { name: "node1".to_owned(), raft_addr: "h:1".to_owned() },
-            Request::Leave { name: "node1".to_owned() },
-            Request::Adopt { cluster: u128::MAX - 5, name: "node1".to_owned() },
+            Request::Join {
+                name: "node1".to_owned(),
+                raft_addr: "h:1".to_owned(),
+            },
+            Request::Leave {
+                name: "node1".to_owned(),
+            },
+            Request::Adopt {
+                cluster: u128::MAX - 5,
+                name: "node1".to_owned(),
+            },
             Request::Removed,
         ] {
             assert_eq!(Request::decode(request.encode()), Ok(request));
@@ -219,14 +244,30 @@ mod tests {
 
     #[test]
     fn responses_survive_the_round_trip() {
-        let replies = vec![Reply::Ok, Reply::Int(-3), Reply::Null, Reply::error("ERR no")];
+        let replies = vec![
+            Reply::Ok,
+            Reply::Int(-3),
+            Reply::Null,
+            Reply::error("ERR no"),
+        ];
         for response in [
-            Response::Done(vec![(9, replies), (10, vec![Reply::NullArray]), (11, vec![])]),
+            Response::Done(vec![
+                (9, replies),
+                (10, vec![Reply::NullArray]),
+                (11, vec![]),
+            ]),
             Response::Refused,
             Response::Unknown,
-            Response::Barrier { index: 4, time_ms: 5 },
+            Response::Barrier {
+                index: 4,
+                time_ms: 5,
+            },
             Response::Reply(Reply::bulk("value")),
-            Response::Adopted { id: 3, member: Member::default(), level: 1 },
+            Response::Adopted {
+                id: 3,
+                member: Member::default(),
+                level: 1,
+            },
         ] {
             assert_eq!(Response::decode(response.encode()), Ok(response));
         }
@@ -234,7 +275,11 @@ mod tests {
 
     #[test]
     fn truncated_messages_are_refused() {
-        let request = Request::Join { name: "n".to_owned(), raft_addr: "h:1".to_owned() }.encode();
+        let request = Request::Join {
+            name: "n".to_owned(),
+            raft_addr: "h:1".to_owned(),
+        }
+        .encode();
         let response = Response::Done(vec![(9, vec![Reply::Ok, Reply::bulk("v")])]).encode();
         for len in 0..request.len() {
             assert!(Request::decode(request.slice(..len)).is_err());

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::errors::ClientWriteError;
+use openraft::raft::ClientWriteResult;
 use openraft::vote::leader_id_std::CommittedLeaderId;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -24,18 +25,18 @@ use super::peer::{Request, Response};
 use super::types::Written;
 use crate::doors;
 use crate::raft::entry::{self, Group, Stamp};
-use crate::raft::{Member, NodeId, Proposal, ReplySlot};
+use crate::raft::{Member, NodeId, Proposal, ReplySlot, TypeConfig};
 use crate::resp::Reply;
 
 /// Entries that may be in flight at once: one is being synced and replicated while the next is on
 /// its way; more would only make entries smaller.
-pub const ENTRIES_IN_FLIGHT_MAX: usize = 4;
+pub(super) const ENTRIES_IN_FLIGHT_MAX: usize = 4;
 
 /// Most commands of one entry.
-pub const ENTRY_COMMANDS_MAX: usize = 8192;
+pub(super) const ENTRY_COMMANDS_MAX: usize = 8192;
 
 /// An entry is not grown beyond this many bytes; a single larger group gets one of its own.
-pub const ENTRY_BYTES_MAX: usize = 1 << 20;
+pub(super) const ENTRY_BYTES_MAX: usize = 1 << 20;
 
 /// Requests with forwarded groups that may be on their way at once.
 const FORWARDS_IN_FLIGHT_MAX: usize = 4;
@@ -80,20 +81,33 @@ pub(super) struct Origins(Mutex<HashMap<u64, oneshot::Sender<Written>>>);
 impl Origins {
     /// One of them was carried out here: the origin is itself a replica.
     pub(super) fn applied(&self, sequence: u64, index: u64, replies: &[Reply]) {
-        let waiter = self.0.lock().expect("no panic while held").remove(&sequence);
+        let waiter = self
+            .0
+            .lock()
+            .expect("no panic while held")
+            .remove(&sequence);
         if let Some(waiter) = waiter {
-            drop(waiter.send(Written { replies: replies.to_vec(), index }));
+            drop(waiter.send(Written {
+                replies: replies.to_vec(),
+                index,
+            }));
         }
     }
 
     fn register(&self, sequence: u64) -> oneshot::Receiver<Written> {
         let (sender, receiver) = oneshot::channel();
-        self.0.lock().expect("no panic while held").insert(sequence, sender);
+        self.0
+            .lock()
+            .expect("no panic while held")
+            .insert(sequence, sender);
         receiver
     }
 
     fn forget(&self, sequence: u64) {
-        self.0.lock().expect("no panic while held").remove(&sequence);
+        self.0
+            .lock()
+            .expect("no panic while held")
+            .remove(&sequence);
     }
 }
 
@@ -115,7 +129,10 @@ impl Proposer {
     }
 
     fn push(&self, job: Job) {
-        self.queue.lock().expect("no panic while held").push_back(job);
+        self.queue
+            .lock()
+            .expect("no panic while held")
+            .push_back(job);
         self.wake.notify_one();
     }
 
@@ -169,7 +186,12 @@ impl Core {
         let now = Instant::now();
         let (done, wait) = oneshot::channel();
         let hold_until = now + self.settings.hold;
-        self.proposer.push(Job { group, hold_until, term: None, done });
+        self.proposer.push(Job {
+            group,
+            hold_until,
+            term: None,
+            done,
+        });
         match timeout_at(hold_until + self.settings.write_timeout, wait).await {
             Ok(Ok(Outcome::Done(written))) => Ok(written),
             Ok(Ok(Outcome::Refused)) => Err(Reply::error("CLUSTERDOWN The cluster is down")),
@@ -189,7 +211,12 @@ impl Core {
             .into_iter()
             .map(|group| {
                 let (done, wait) = oneshot::channel();
-                self.proposer.push(Job { group, hold_until: now, term: Some(term), done });
+                self.proposer.push(Job {
+                    group,
+                    hold_until: now,
+                    term: Some(term),
+                    done,
+                });
                 wait
             })
             .collect();
@@ -236,7 +263,9 @@ impl Core {
                     }
                 }
                 Leadership::Nobody => {
-                    let Some(next) = self.proposer.expire(Instant::now()) else { continue };
+                    let Some(next) = self.proposer.expire(Instant::now()) else {
+                        continue;
+                    };
                     tokio::select! {
                         biased;
                         _ = leadership.changed() => {}
@@ -249,8 +278,9 @@ impl Core {
     }
 
     async fn append(self: &Arc<Self>, term: u64, jobs: Vec<Job>, permit: OwnedSemaphorePermit) {
-        let (stale, jobs): (Vec<_>, Vec<_>) =
-            jobs.into_iter().partition(|job| job.term.is_some_and(|expected| expected != term));
+        let (stale, jobs): (Vec<_>, Vec<_>) = jobs
+            .into_iter()
+            .partition(|job| job.term.is_some_and(|expected| expected != term));
         refuse(stale);
         if jobs.is_empty() {
             return;
@@ -266,22 +296,20 @@ impl Core {
         let proposal = Proposal(entry::encode(stamp, &groups));
         drop(groups);
         let core = self.clone();
-        let slot = ReplySlot::new(
-            move |result: Result<openraft::raft::ClientWriteResponse<_>, ClientWriteError<_>>| {
-                drop(permit);
-                match result {
-                    Ok(response) => {
-                        let index = response.log_id.index;
-                        for (job, replies) in jobs.into_iter().zip(response.data.groups) {
-                            drop(job.done.send(Outcome::Done(Written { replies, index })));
-                        }
+        let slot = ReplySlot::new(move |result: ClientWriteResult<TypeConfig>| {
+            drop(permit);
+            match result {
+                Ok(response) => {
+                    let index = response.log_id.index;
+                    for (job, replies) in jobs.into_iter().zip(response.data.groups) {
+                        drop(job.done.send(Outcome::Done(Written { replies, index })));
                     }
-                    Err(ClientWriteError::ForwardToLeader(_)) => core.try_again(jobs),
-                    // Dropping the jobs says that their outcome is unknown.
-                    Err(_) => drop(jobs),
                 }
-            },
-        );
+                Err(ClientWriteError::ForwardToLeader(_)) => core.try_again(jobs),
+                // Dropping the jobs says that their outcome is unknown.
+                Err(_) => drop(jobs),
+            }
+        });
         // An error means that Raft has stopped; the slot is dropped then, or called.
         drop(
             self.raft
@@ -307,10 +335,11 @@ impl Core {
         self.proposer.push_back_to_front(held);
         let core = self.clone();
         // The refusal may be called from a thread without a runtime.
-        self.runtime.spawn(doors::in_scope(self.scope.clone(), async move {
-            tokio::time::sleep(RETRY_AFTER).await;
-            core.proposer.wake.notify_one();
-        }));
+        self.runtime
+            .spawn(doors::in_scope(self.scope.clone(), async move {
+                tokio::time::sleep(RETRY_AFTER).await;
+                core.proposer.wake.notify_one();
+            }));
     }
 
     async fn forward(
@@ -409,5 +438,9 @@ fn refuse(jobs: Vec<Job>) {
 }
 
 async fn acquire(semaphore: &Arc<Semaphore>) -> OwnedSemaphorePermit {
-    semaphore.clone().acquire_owned().await.expect("the semaphore is never closed")
+    semaphore
+        .clone()
+        .acquire_owned()
+        .await
+        .expect("the semaphore is never closed")
 }

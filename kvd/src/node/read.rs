@@ -62,30 +62,39 @@ impl Core {
         let deadline = Instant::now() + self.settings.hold;
         let down = || Reply::error("CLUSTERDOWN The cluster is down");
         let (done, wait) = oneshot::channel();
-        self.barrier.waiting.lock().expect("no panic while held").push(done);
+        self.barrier
+            .waiting
+            .lock()
+            .expect("no panic while held")
+            .push(done);
         self.barrier.wake.notify_one();
         let point = match timeout_at(deadline, wait).await {
             Ok(Ok(Some(point))) => point,
             _ => return Err(down()),
         };
         let mut progress = self.machine.progress();
-        let applied =
-            timeout_at(deadline, progress.wait_for(|progress| progress.index >= point.index));
+        let applied = timeout_at(
+            deadline,
+            progress.wait_for(|progress| progress.index >= point.index),
+        );
         applied.await.map_err(|_| down())?.map_err(|_| down())?;
         self.reading(point.time_ms)
     }
 
     async fn read_local(&self, after: u64) -> Result<Reading, Reply> {
         if self.is_loading() {
-            return Err(Reply::error("LOADING kvd is carrying out what was committed before the start"));
+            return Err(Reply::error(
+                "LOADING kvd is carrying out what was committed before the start",
+            ));
         }
         let deadline = Instant::now() + self.settings.hold;
         let mut progress = self.machine.progress();
-        let applied = timeout_at(deadline, progress.wait_for(|progress| progress.index >= after));
+        let applied = timeout_at(
+            deadline,
+            progress.wait_for(|progress| progress.index >= after),
+        );
         let now_ms = match applied.await {
-            Ok(Ok(progress)) => {
-                progress.time_ms + progress.at.elapsed().as_millis() as u64
-            }
+            Ok(Ok(progress)) => progress.time_ms + progress.at.elapsed().as_millis() as u64,
             _ => return Err(Reply::error("CLUSTERDOWN The cluster is down")),
         };
         self.reading(now_ms)
@@ -97,7 +106,13 @@ impl Core {
             Reply::error("ERR internal error")
         })?;
         let replicated_ms = Position::time_of(view.mark());
-        Ok(Reading { view, replicated_ms, now_ms: now_ms.max(replicated_ms) })
+        let now_ms = now_ms.max(replicated_ms);
+        Ok(Reading {
+            view,
+            replicated_ms,
+            now_ms,
+            seed: self.doors.random.next(),
+        })
     }
 
     /// Brings replicated time to the leader's: keys that are due are gone afterwards.
@@ -128,7 +143,7 @@ impl Core {
                 let point = timeout_at(deadline, core.round()).await.ok();
                 drop(permit);
                 for waiter in waiting {
-                    drop(waiter.send(point));
+                    let _ = waiter.send(point);
                 }
             });
         }
@@ -158,9 +173,16 @@ impl Core {
 
     /// Confirms this node's leadership with a majority.
     pub(super) async fn confirm(&self) -> Option<ReadPoint> {
-        let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.ok()?;
+        let linearizer = self
+            .raft
+            .get_read_linearizer(ReadPolicy::ReadIndex)
+            .await
+            .ok()?;
         let id = *linearizer.read_log_id();
         let time_ms = self.leader_time(id.committed_leader_id().term);
-        Some(ReadPoint { index: id.index(), time_ms })
+        Some(ReadPoint {
+            index: id.index(),
+            time_ms,
+        })
     }
 }

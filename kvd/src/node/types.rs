@@ -94,6 +94,8 @@ pub struct Reading {
     pub replicated_ms: u64,
     /// The time that TTLs are computed with; never below `replicated_ms`.
     pub now_ms: u64,
+    /// For what is random and only reads.
+    pub seed: u64,
 }
 
 /// The outcome of a group.

@@ -66,7 +66,12 @@ impl Executor {
     /// The engine's failure, or a mark of a newer version.
     pub fn new(store: Arc<Store>, limits: Limits) -> Result<Self, Stop> {
         let position = read_position(&store)?;
-        Ok(Executor { store, position, limits, due_left: false })
+        Ok(Executor {
+            store,
+            position,
+            limits,
+            due_left: false,
+        })
     }
 
     /// Where the state stands.
@@ -124,8 +129,10 @@ impl Executor {
 
 fn read_position(store: &Store) -> Result<Position, Stop> {
     let mark = store.mark()?;
-    Position::from_mark(&mark)
-        .map_err(|error| Stop::Entry { index: mark.index, reason: error.to_string() })
+    Position::from_mark(&mark).map_err(|error| Stop::Entry {
+        index: mark.index,
+        reason: error.to_string(),
+    })
 }
 
 fn apply(
@@ -144,14 +151,21 @@ fn apply(
         EntryPayload::Normal(proposal) => {
             let (stamp, groups) =
                 entry::decode(proposal.0.clone()).map_err(|error| damaged(error.to_string()))?;
-            let Stamp { level, time_ms, seed } = stamp;
+            let Stamp {
+                level,
+                time_ms,
+                seed,
+            } = stamp;
             // A deposed leader's clock may have been ahead; time never falls.
             position.time_ms = position.time_ms.max(time_ms);
             position.level = position.level.max(level);
             txn.begin_entry(index, position.time_ms, seed);
             let removed = txn.remove_due(REMOVED_PER_ENTRY_MAX).map_err(stop)?;
             *due_left = removed == REMOVED_PER_ENTRY_MAX;
-            let mut outcome = Outcome { applied: Applied::default(), origins: Vec::new() };
+            let mut outcome = Outcome {
+                applied: Applied::default(),
+                origins: Vec::new(),
+            };
             for (ordinal, group) in groups.iter().enumerate() {
                 // Each group has its own random numbers, whatever else shares the entry.
                 let seed = seed.wrapping_add((ordinal as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -165,7 +179,10 @@ fn apply(
             return Ok(outcome);
         }
     }
-    Ok(Outcome { applied: Applied::default(), origins: Vec::new() })
+    Ok(Outcome {
+        applied: Applied::default(),
+        origins: Vec::new(),
+    })
 }
 
 enum GroupError {

@@ -6,7 +6,9 @@ pub mod executor;
 pub mod log;
 pub mod position;
 pub mod reply_codec;
+pub mod snapshot;
 pub mod spool;
+pub mod state_machine;
 pub mod transport;
 pub mod types;
 
@@ -14,3 +16,6 @@ pub use types::{
     Applied, Entry, LogId, Member, NodeId, NodeRuntime, Proposal, ReplySlot, StoredMembership,
     TypeConfig, Vote, log_id,
 };
+
+/// Raft over kvd's own state machine.
+pub type Raft = openraft::Raft<TypeConfig, state_machine::StateMachine>;

@@ -45,7 +45,10 @@ impl Position {
         data.extend_from_slice(&self.level.to_le_bytes());
         data.extend_from_slice(&id.leader_id.term.to_le_bytes());
         codec::put_stored_membership(&mut data, &self.membership);
-        Mark { index: id.index, data }
+        Mark {
+            index: id.index,
+            data,
+        }
     }
 
     /// Reads a mark.
@@ -64,14 +67,19 @@ impl Position {
         let (time_ms, level, term) = (r.u64("mark")?, r.u16("mark")?, r.u64("mark")?);
         let membership = codec::read_stored_membership(&mut r)?;
         r.finish("mark")?;
-        Ok(Position { log_id: Some(log_id(term, mark.index)), membership, time_ms, level })
+        Ok(Position {
+            log_id: Some(log_id(term, mark.index)),
+            membership,
+            time_ms,
+            level,
+        })
     }
 
     /// Replicated time alone, without reading the rest of the mark.
     pub fn time_of(mark: &Mark) -> u64 {
-        mark.data
-            .get(1..9)
-            .map_or(0, |bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
+        mark.data.get(1..9).map_or(0, |bytes| {
+            u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
+        })
     }
 }
 
@@ -95,7 +103,10 @@ mod tests {
 
     #[test]
     fn nothing_written_is_the_default_position() {
-        assert_eq!(Position::from_mark(&Mark::default()), Ok(Position::default()));
+        assert_eq!(
+            Position::from_mark(&Mark::default()),
+            Ok(Position::default())
+        );
         assert_eq!(Position::default().to_mark(), Mark::default());
     }
 }

@@ -89,7 +89,9 @@ pub fn read_reply(r: &mut Reader) -> Result<Reply, Malformed> {
 }
 
 fn read(r: &mut Reader, depth: usize) -> Result<Reply, Malformed> {
-    let depth = depth.checked_sub(1).ok_or(Malformed("reply: nested too deeply"))?;
+    let depth = depth
+        .checked_sub(1)
+        .ok_or(Malformed("reply: nested too deeply"))?;
     Ok(match r.u8("reply")? {
         OK => Reply::Ok,
         SIMPLE => Reply::Simple(text(r)?),
@@ -112,8 +114,13 @@ fn read(r: &mut Reader, depth: usize) -> Result<Reply, Malformed> {
         BOOL => Reply::Bool(r.u8("reply")? != 0),
         BIG_NUMBER => Reply::BigNumber(text(r)?.into_owned()),
         VERBATIM => {
-            let format = r.take(3, "reply")?[..].try_into().expect("three bytes were taken");
-            Reply::Verbatim { format, text: r.blob("reply")? }
+            let format = r.take(3, "reply")?[..]
+                .try_into()
+                .expect("three bytes were taken");
+            Reply::Verbatim {
+                format,
+                text: r.blob("reply")?,
+            }
         }
         _ => return Err(Malformed("reply: unknown kind")),
     })
@@ -121,7 +128,9 @@ fn read(r: &mut Reader, depth: usize) -> Result<Reply, Malformed> {
 
 fn text(r: &mut Reader) -> Result<Cow<'static, str>, Malformed> {
     let bytes = r.blob("reply")?;
-    String::from_utf8(bytes.to_vec()).map(Cow::Owned).map_err(|_| Malformed("reply"))
+    String::from_utf8(bytes.to_vec())
+        .map(Cow::Owned)
+        .map_err(|_| Malformed("reply"))
 }
 
 fn list(r: &mut Reader, depth: usize) -> Result<Vec<Reply>, Malformed> {

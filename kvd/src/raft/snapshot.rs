@@ -18,14 +18,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::position::Position;
-pub use super::spool::{SnapshotData, SnapshotMeta, SnapshotSink, SnapshotSource, Spool, SpoolWriter};
+use super::spool::{SnapshotMeta, SnapshotSink, Spool, SpoolWriter};
 use crate::data_dir::sync_dir;
 use crate::keyspace::stream;
 use crate::storage::{Mark, Store};
 
 /// The meta of a position.
 pub fn meta_of(position: &Position) -> SnapshotMeta {
-    SnapshotMeta { last_log_id: position.log_id, last_membership: position.membership.clone() }
+    SnapshotMeta {
+        last_log_id: position.log_id,
+        last_membership: position.membership.clone(),
+    }
 }
 
 /// A node's directory of snapshot files.
@@ -48,7 +51,10 @@ impl SnapshotDir {
                 fs::remove_file(file)?;
             }
         }
-        Ok(SnapshotDir { path: path.to_owned(), next: AtomicU64::new(0) })
+        Ok(SnapshotDir {
+            path: path.to_owned(),
+            next: AtomicU64::new(0),
+        })
     }
 
     /// The complete files, oldest first, with the indices they end at.
@@ -111,7 +117,9 @@ impl SnapshotDir {
     fn finish(&self, position: &Position, mut spool: Spool) -> io::Result<Spool> {
         File::open(&spool.path)?.sync_all()?;
         let term = position.log_id.map_or(0, |id| id.leader_id.term);
-        let path = self.path.join(format!("{:020}-{term}.snap", position.index()));
+        let path = self
+            .path
+            .join(format!("{:020}-{term}.snap", position.index()));
         fs::rename(&spool.path, &path)?;
         sync_dir(&self.path)?;
         spool.keep = true;
@@ -119,12 +127,19 @@ impl SnapshotDir {
     }
 
     fn temporary(&self, kind: &str) -> PathBuf {
-        self.path.join(format!("{kind}-{}.tmp", self.next.fetch_add(1, Ordering::Relaxed)))
+        self.path.join(format!(
+            "{kind}-{}.tmp",
+            self.next.fetch_add(1, Ordering::Relaxed)
+        ))
     }
 }
 
 fn create(path: &Path) -> io::Result<io::BufWriter<File>> {
-    let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
+    let file = OpenOptions::new()
+        .create_new(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)?;
     Ok(io::BufWriter::with_capacity(256 * 1024, file))
 }
 
@@ -136,18 +151,22 @@ fn create(path: &Path) -> io::Result<io::BufWriter<File>> {
 pub fn install(path: &Path, store: &Store) -> io::Result<Position> {
     let mark = verify(path)?;
     let position = Position::from_mark(&mark).map_err(io::Error::other)?;
-    let mut feed =
-        stream::Feeder::new(BufReader::with_capacity(256 * 1024, File::open(path)?))
-            .map_err(io::Error::other)?;
+    let file = BufReader::with_capacity(256 * 1024, File::open(path)?);
+    let mut feed = stream::Entries::open(file).map_err(io::Error::other)?;
     store.replace(&mut feed, &mark).map_err(io::Error::other)?;
     Ok(position)
 }
 
 fn verify(path: &Path) -> io::Result<Mark> {
-    let file = BufReader::with_capacity(256 * 1024, File::open(path)?);
-    stream::verify(file).map_err(|error| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
-    })
+    let mut file = BufReader::with_capacity(256 * 1024, File::open(path)?);
+    stream::verify(&mut file)
+        .map(|header| header.mark)
+        .map_err(|error| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{}: {error}", path.display()),
+            )
+        })
 }
 
 impl SnapshotSink for Arc<SnapshotDir> {
@@ -183,7 +202,10 @@ impl SpoolWriter for Receiving {
         if position.log_id != self.meta.last_log_id {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("snapshot ends at {:?}, announced {:?}", position.log_id, self.meta.last_log_id),
+                format!(
+                    "snapshot ends at {:?}, announced {:?}",
+                    position.log_id, self.meta.last_log_id
+                ),
             ));
         }
         let Receiving { dir, spool, .. } = *self;

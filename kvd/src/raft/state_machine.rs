@@ -16,9 +16,8 @@ use tokio::time::Instant;
 use super::executor::{Executor, Stop};
 use super::log::LogStore;
 use super::position::Position;
-use super::snapshot::{
-    self, SnapshotData, SnapshotDir, SnapshotMeta, SnapshotSource, Spool, meta_of,
-};
+use super::snapshot::{self, SnapshotDir, meta_of};
+use super::spool::{SnapshotData, SnapshotMeta, SnapshotSource, Spool};
 use super::types::{LogId, StoredMembership, TypeConfig};
 use crate::doors::{BoxFuture, Doors, Worker};
 use crate::resp::Reply;
@@ -55,15 +54,29 @@ pub trait Observer: Send + Sync {
 }
 
 enum Job {
-    Apply { batch: Vec<EntryResponder<TypeConfig>>, done: oneshot::Sender<io::Result<()>> },
-    Sync { done: oneshot::Sender<io::Result<Position>> },
-    Install { spool: Spool, done: oneshot::Sender<io::Result<()>> },
-    Close { done: oneshot::Sender<io::Result<()>> },
+    Apply {
+        batch: Vec<EntryResponder<TypeConfig>>,
+        done: oneshot::Sender<io::Result<()>>,
+    },
+    Sync {
+        done: oneshot::Sender<io::Result<Position>>,
+    },
+    Install {
+        spool: Spool,
+        done: oneshot::Sender<io::Result<()>>,
+    },
+    Close {
+        done: oneshot::Sender<io::Result<()>>,
+    },
 }
 
 enum SnapshotJob {
-    Send { done: oneshot::Sender<io::Result<(SnapshotMeta, Spool)>> },
-    Keep { done: oneshot::Sender<io::Result<Position>> },
+    Send {
+        done: oneshot::Sender<io::Result<(SnapshotMeta, Spool)>>,
+    },
+    Keep {
+        done: oneshot::Sender<io::Result<Position>>,
+    },
 }
 
 /// The state machine's handle; cheap to clone.
@@ -156,7 +169,16 @@ impl StateMachine {
             }
             true
         });
-        StateMachine { inner: Arc::new(Inner { store, log, apply, snapshots, dir, shared }) }
+        StateMachine {
+            inner: Arc::new(Inner {
+                store,
+                log,
+                apply,
+                snapshots,
+                dir,
+                shared,
+            }),
+        }
     }
 
     /// The store, for reads.
@@ -176,12 +198,22 @@ impl StateMachine {
 
     /// Where the state stands.
     pub fn position(&self) -> Position {
-        self.inner.shared.position.lock().expect("no panic while held").clone()
+        self.inner
+            .shared
+            .position
+            .lock()
+            .expect("no panic while held")
+            .clone()
     }
 
     /// What a restart can begin from.
     pub fn durable(&self) -> Option<Position> {
-        self.inner.shared.durable.lock().expect("no panic while held").clone()
+        self.inner
+            .shared
+            .durable
+            .lock()
+            .expect("no panic while held")
+            .clone()
     }
 
     /// Makes the present state durable, and raises the purge floor to it.
@@ -198,7 +230,12 @@ impl StateMachine {
         self.inner.snapshots.submit(SnapshotJob::Keep { done });
         let position = wait.await.map_err(|_| ended())??;
         self.inner.log.set_purge_floor(position.index());
-        *self.inner.shared.durable.lock().expect("no panic while held") = Some(position.clone());
+        *self
+            .inner
+            .shared
+            .durable
+            .lock()
+            .expect("no panic while held") = Some(position.clone());
         Ok(position)
     }
 
@@ -305,8 +342,12 @@ fn run(
             }
         },
         Job::Install { spool, done } => {
-            let installed = snapshot::install(&spool.path, executor.store())
-                .and_then(|position| executor.reload().map_err(io::Error::other).map(|()| position));
+            let installed = snapshot::install(&spool.path, executor.store()).and_then(|position| {
+                executor
+                    .reload()
+                    .map_err(io::Error::other)
+                    .map(|()| position)
+            });
             match installed {
                 Ok(position) => {
                     log.set_purge_floor(position.index());
@@ -353,8 +394,9 @@ fn apply(
 fn spool(job: SnapshotJob, store: &Store, dir: &SnapshotDir) {
     match job {
         SnapshotJob::Send { done } => {
-            let spooled =
-                dir.spool_out(store).map(|(position, spool)| (meta_of(&position), spool));
+            let spooled = dir
+                .spool_out(store)
+                .map(|(position, spool)| (meta_of(&position), spool));
             drop(done.send(spooled));
         }
         SnapshotJob::Keep { done } => {
@@ -389,7 +431,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
-        while let Some(first) = entries.try_next().await? {
+        let mut more = true;
+        while more && let Some(first) = entries.try_next().await? {
             let mut bytes = size(&first);
             let mut batch = vec![first];
             while batch.len() < ENTRIES_PER_BATCH_MAX && bytes < BATCH_BYTES_MAX {
@@ -399,7 +442,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                         bytes += size(&next);
                         batch.push(next);
                     }
-                    Some(None) | None => break,
+                    Some(None) => {
+                        more = false;
+                        break;
+                    }
+                    None => break,
                 }
             }
             // A state must not get ahead of this node's own log: a crash could keep the one and
@@ -454,4 +501,3 @@ fn size((entry, _): &EntryResponder<TypeConfig>) -> usize {
         _ => 0,
     }
 }
-

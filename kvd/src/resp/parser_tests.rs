@@ -1,5 +1,3 @@
-use std::time::{Duration, Instant};
-
 use proptest::prelude::*;
 
 use super::*;
@@ -311,7 +309,7 @@ fn mutated_requests_never_break_the_parser() {
         b"\x03*1\r\n$16385\r\n",
         b"\x02*11\r\n$1\r\na\r\n$1\r\nb\r\n",
     ];
-    // A multiplicative generator: the run is the same each time, up to where the time ends.
+    // A multiplicative generator: the run is the same each time.
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = |below: usize| {
         state = state
@@ -319,8 +317,7 @@ fn mutated_requests_never_break_the_parser() {
             .wrapping_add(1442695040888963407);
         ((state >> 33) as usize) % below.max(1)
     };
-    let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(3) {
+    for _ in 0..30_000 {
         let mut data = corpus[random(corpus.len())].to_vec();
         for _ in 0..=random(6) {
             let at = random(data.len());

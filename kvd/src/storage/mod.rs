@@ -6,6 +6,7 @@
 
 mod layer;
 mod memory;
+mod plugin;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ mod tests;
 pub use kvd_plugin_api::{Caps, Error, ErrorKind, Feed, Flow, Limits, Mark, Op, Range, Result};
 pub use layer::{Layer, Stack};
 pub use memory::MemoryEngine;
+pub use plugin::PluginEngine;
 pub use store::{ReadView, Store};
 
 /// Reads of one ordered keyspace of byte strings.

@@ -67,8 +67,14 @@ pub enum OpenError {
 
 /// Checks the `FORMAT` file, or writes it where the directory is new.
 pub(super) fn check(dir: &Path, identity: Identity) -> Result<(), OpenError> {
-    let io_error = |source| OpenError::Io { dir: dir.to_owned(), source };
-    let foreign = |reason: String| OpenError::Foreign { dir: dir.to_owned(), reason };
+    let io_error = |source| OpenError::Io {
+        dir: dir.to_owned(),
+        source,
+    };
+    let foreign = |reason: String| OpenError::Foreign {
+        dir: dir.to_owned(),
+        reason,
+    };
     let path = dir.join("FORMAT");
     let wanted = Format {
         magic: MAGIC.to_owned(),

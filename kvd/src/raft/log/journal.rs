@@ -15,16 +15,16 @@ use crate::raft::types::{LogId, Vote};
 
 /// A chunk of the log becomes removable as a whole, so chunks are small against the bound on the
 /// log; each one that is open costs a file descriptor, and the newest one its size in memory.
-pub const CHUNK_BYTES: usize = 16 << 20;
+pub(super) const CHUNK_BYTES: usize = 16 << 20;
 
 /// Recent entries stay in memory for replication and apply.
-pub const CACHE_BYTES: usize = 64 << 20;
+pub(super) const CACHE_BYTES: usize = 64 << 20;
 
 /// Many small entries must not make the cache much larger than its bytes.
-pub const CACHE_ENTRIES: usize = 256 * 1024;
+pub(super) const CACHE_ENTRIES: usize = 256 * 1024;
 
 /// Read-ahead when a chunk is decoded at start.
-pub const READ_BUFFER_BYTES: usize = 1 << 20;
+pub(super) const READ_BUFFER_BYTES: usize = 1 << 20;
 
 /// What a log remembers beside its entries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -123,7 +123,9 @@ impl FileJournal {
         config.wal.read_buffer_size = Some(READ_BUFFER_BYTES);
         // Waiting for company is done by the store: what comes during a flush shares the next.
         config.wal.flush_batch_wait = Some(Duration::ZERO);
-        Ok(FileJournal { log: RaftLog::open(Arc::new(config))? })
+        Ok(FileJournal {
+            log: RaftLog::open(Arc::new(config))?,
+        })
     }
 }
 
@@ -133,7 +135,9 @@ impl Journal for FileJournal {
     }
 
     fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        self.log.truncate(last.map_or(0, |id| id.index + 1)).map(drop)
+        self.log
+            .truncate(last.map_or(0, |id| id.index + 1))
+            .map(drop)
     }
 
     fn purge(&mut self, upto: LogId) -> io::Result<()> {
@@ -211,7 +215,9 @@ impl Journal for MemoryJournal {
     }
 
     fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        self.now.entries.split_off(&last.map_or(0, |id| id.index + 1));
+        self.now
+            .entries
+            .split_off(&last.map_or(0, |id| id.index + 1));
         self.now.state.last = last.max(self.now.state.purged);
         Ok(())
     }
@@ -256,6 +262,10 @@ impl Journal for MemoryJournal {
     }
 
     fn bytes(&self) -> u64 {
-        self.now.entries.values().map(|(_, body)| body.0.len() as u64).sum()
+        self.now
+            .entries
+            .values()
+            .map(|(_, body)| body.0.len() as u64)
+            .sum()
     }
 }

@@ -16,6 +16,7 @@ mod restart;
 mod store;
 
 pub use format::{Identity, OpenError};
-pub use journal::{FileJournal, Journal, JournalState, MemoryDisk, MemoryJournal};
+pub use journal::{FileJournal, Flushed, Journal, JournalState, MemoryDisk, MemoryJournal, Visit};
+pub use record::Body;
 pub use restart::{RestartError, RestartState, check_restart};
 pub use store::{LogStats, LogStore};

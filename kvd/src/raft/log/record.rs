@@ -21,11 +21,11 @@ const VERSION: u8 = 1;
 
 /// Longest payload that a record may claim: far above what may enter the log, far below what a
 /// damaged length could ask for.
-pub const PAYLOAD_BYTES_MAX: u32 = 1 << 30;
+pub(super) const PAYLOAD_BYTES_MAX: u32 = 1 << 30;
 
 /// The types that `raft-log` stores.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LogTypes;
+pub(super) struct LogTypes;
 
 impl raft_log::Types for LogTypes {
     type LogId = Id;
@@ -44,7 +44,7 @@ impl raft_log::Types for LogTypes {
 }
 
 /// Called once when a flush has ended.
-pub struct Callback(pub Box<dyn FnOnce(io::Result<()>) + Send>);
+pub(super) struct Callback(pub Box<dyn FnOnce(io::Result<()>) + Send>);
 
 impl raft_log::Callback for Callback {
     fn send(self, result: Result<(), io::Error>) {
@@ -54,7 +54,7 @@ impl raft_log::Callback for Callback {
 
 /// A log id: term u64, index u64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Id(pub LogId);
+pub(super) struct Id(pub LogId);
 
 impl codeq::Encode for Id {
     fn encode<W: Write>(&self, mut w: W) -> io::Result<usize> {
@@ -73,7 +73,7 @@ impl codeq::Decode for Id {
 
 /// A vote: term u64, node u64, committed u8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
-pub struct StoredVote(pub Vote);
+pub(super) struct StoredVote(pub Vote);
 
 impl codeq::Encode for StoredVote {
     fn encode<W: Write>(&self, mut w: W) -> io::Result<usize> {
@@ -99,7 +99,7 @@ impl codeq::Decode for StoredVote {
 
 /// No data of our own beside the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Nothing;
+pub(super) struct Nothing;
 
 impl codeq::Encode for Nothing {
     fn encode<W: Write>(&self, _w: W) -> io::Result<usize> {

@@ -87,15 +87,28 @@ pub enum RestartError {
 /// See [`RestartError`].
 pub fn check_restart(state: &RestartState) -> Result<(), RestartError> {
     let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
-    let RestartState { applied, purged, last, committed, vote, newest_spool } = *state;
+    let RestartState {
+        applied,
+        purged,
+        last,
+        committed,
+        vote,
+        newest_spool,
+    } = *state;
     let last = last.max(purged);
     if purged.is_some() && index(applied) < index(purged) {
-        return Err(RestartError::Gap { applied: index(applied), purged: index(purged) });
+        return Err(RestartError::Gap {
+            applied: index(applied),
+            purged: index(purged),
+        });
     }
     if applied.is_some() && (last.is_none() || index(applied) > index(last)) {
         // Only an installed snapshot may be ahead of the log, and its file is kept as the proof.
         if newest_spool != Some(index(applied)) {
-            return Err(RestartError::StateAhead { applied: index(applied), last: index(last) });
+            return Err(RestartError::StateAhead {
+                applied: index(applied),
+                last: index(last),
+            });
         }
         return Ok(());
     }
@@ -126,7 +139,10 @@ pub fn check_restart(state: &RestartState) -> Result<(), RestartError> {
         }
     }
     if committed.is_some() && index(committed) > index(last) {
-        return Err(RestartError::CommittedLost { committed: index(committed), last: index(last) });
+        return Err(RestartError::CommittedLost {
+            committed: index(committed),
+            last: index(last),
+        });
     }
     Ok(())
 }
@@ -165,8 +181,15 @@ mod tests {
 
     #[test]
     fn a_gap_between_state_and_log_is_refused() {
-        for gap in [state(0, 50, 100, 100), state(40, 50, 100, 100), state(40, 50, 100, 0)] {
-            assert!(matches!(check_restart(&gap), Err(RestartError::Gap { .. })), "{gap:?}");
+        for gap in [
+            state(0, 50, 100, 100),
+            state(40, 50, 100, 100),
+            state(40, 50, 100, 0),
+        ] {
+            assert!(
+                matches!(check_restart(&gap), Err(RestartError::Gap { .. })),
+                "{gap:?}"
+            );
         }
     }
 
@@ -175,20 +198,50 @@ mod tests {
         let ahead = state(120, 0, 100, 100);
         assert_eq!(
             check_restart(&ahead),
-            Err(RestartError::StateAhead { applied: 120, last: 100 })
+            Err(RestartError::StateAhead {
+                applied: 120,
+                last: 100
+            })
         );
-        let empty_log = RestartState { vote: None, ..state(120, 0, 0, 0) };
+        let empty_log = RestartState {
+            vote: None,
+            ..state(120, 0, 0, 0)
+        };
         assert!(check_restart(&empty_log).is_err());
-        assert_eq!(check_restart(&RestartState { newest_spool: Some(120), ..ahead }), Ok(()));
-        assert_eq!(check_restart(&RestartState { newest_spool: Some(120), ..empty_log }), Ok(()));
-        assert!(check_restart(&RestartState { newest_spool: Some(110), ..ahead }).is_err());
+        assert_eq!(
+            check_restart(&RestartState {
+                newest_spool: Some(120),
+                ..ahead
+            }),
+            Ok(())
+        );
+        assert_eq!(
+            check_restart(&RestartState {
+                newest_spool: Some(120),
+                ..empty_log
+            }),
+            Ok(())
+        );
+        assert!(
+            check_restart(&RestartState {
+                newest_spool: Some(110),
+                ..ahead
+            })
+            .is_err()
+        );
     }
 
     #[test]
     fn a_lost_vote_is_refused() {
-        let lost = RestartState { vote: None, ..state(40, 0, 100, 100) };
+        let lost = RestartState {
+            vote: None,
+            ..state(40, 0, 100, 100)
+        };
         assert_eq!(check_restart(&lost), Err(RestartError::Vote { term: 1 }));
-        let older = RestartState { vote: Some(Vote::new(0, 1)), ..state(40, 0, 100, 100) };
+        let older = RestartState {
+            vote: Some(Vote::new(0, 1)),
+            ..state(40, 0, 100, 100)
+        };
         assert_eq!(check_restart(&older), Err(RestartError::Vote { term: 1 }));
     }
 
@@ -196,16 +249,26 @@ mod tests {
     fn lost_committed_entries_are_refused() {
         assert_eq!(
             check_restart(&state(90, 0, 100, 120)),
-            Err(RestartError::CommittedLost { committed: 120, last: 100 })
+            Err(RestartError::CommittedLost {
+                committed: 120,
+                last: 100
+            })
         );
     }
 
     #[test]
     fn a_state_of_a_later_term_than_the_log_is_refused() {
-        let foreign = RestartState { applied: Some(log_id(9, 100)), ..state(0, 0, 100, 100) };
+        let foreign = RestartState {
+            applied: Some(log_id(9, 100)),
+            ..state(0, 0, 100, 100)
+        };
         assert_eq!(
             check_restart(&foreign),
-            Err(RestartError::TermMismatch { index: 100, applied: 9, log: 1 })
+            Err(RestartError::TermMismatch {
+                index: 100,
+                applied: 9,
+                log: 1
+            })
         );
     }
 }

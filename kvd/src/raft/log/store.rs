@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 
 use futures_util::Stream;
-use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::OptionalSend;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
@@ -21,10 +21,13 @@ use super::restart::{RestartError, RestartState, check_restart};
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
 
 /// One read for replication or apply returns entries of about this many bytes, and at least one.
-pub const READ_BYTES_MAX: usize = 1 << 20;
+pub(super) const READ_BYTES_MAX: usize = 1 << 20;
+
+/// The folder with the chunks, beside the `FORMAT` file.
+const CHUNKS: &str = "chunks";
 
 /// Called once when the log has failed: one line that says what and where.
-pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
+pub(super) type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// The log's handle; cheap to clone.
 #[derive(Clone)]
@@ -61,7 +64,10 @@ enum Waiter {
 
 impl Waiter {
     fn complete(self, result: &Result<(), String>) {
-        let result = result.as_ref().copied().map_err(|reason| io::Error::other(reason.clone()));
+        let result = result
+            .as_ref()
+            .copied()
+            .map_err(|reason| io::Error::other(reason.clone()));
         match self {
             Waiter::Append(flushed) => flushed.io_completed(result),
             // Who waited may have gone.
@@ -101,12 +107,21 @@ impl LogStore {
     /// See [`OpenError`].
     pub fn open(dir: &Path, identity: Identity, on_fatal: OnFatal) -> Result<Self, OpenError> {
         format::check(dir, identity)?;
-        let before = newest_chunk(dir);
-        let journal = FileJournal::open(dir).map_err(|source| match source.kind() {
-            io::ErrorKind::InvalidData => {
-                OpenError::Damaged { dir: dir.to_owned(), reason: source.to_string() }
-            }
-            _ => OpenError::Io { dir: dir.to_owned(), source },
+        let chunks = dir.join(CHUNKS);
+        std::fs::create_dir_all(&chunks).map_err(|source| OpenError::Io {
+            dir: dir.to_owned(),
+            source,
+        })?;
+        let before = newest_chunk(&chunks);
+        let journal = FileJournal::open(&chunks).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidData => OpenError::Damaged {
+                dir: dir.to_owned(),
+                reason: source.to_string(),
+            },
+            _ => OpenError::Io {
+                dir: dir.to_owned(),
+                source,
+            },
         })?;
         if let Some((path, bytes)) = before
             && let Ok(now) = std::fs::metadata(&path)
@@ -148,8 +163,20 @@ impl LogStore {
         applied: Option<LogId>,
         newest_spool: Option<u64>,
     ) -> Result<(), RestartError> {
-        let JournalState { vote, last, committed, purged } = self.state();
-        check_restart(&RestartState { applied, purged, last, committed, vote, newest_spool })
+        let JournalState {
+            vote,
+            last,
+            committed,
+            purged,
+        } = self.state();
+        check_restart(&RestartState {
+            applied,
+            purged,
+            last,
+            committed,
+            vote,
+            newest_spool,
+        })
     }
 
     /// Says that a restart can begin from the entry at `index`: the log may be purged up to it.
@@ -190,7 +217,11 @@ impl LogStore {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (entries, flushes) = (get(&metrics.entries), get(&metrics.flushes));
         let per = |of: u64, to: u64| {
-            if to == 0 { "0.00".to_owned() } else { format!("{:.2}", of as f64 / to as f64) }
+            if to == 0 {
+                "0.00".to_owned()
+            } else {
+                format!("{:.2}", of as f64 / to as f64)
+            }
         };
         [
             ("raft_log_bytes", self.stats().bytes.to_string()),
@@ -199,7 +230,10 @@ impl LogStore {
             ("raft_log_syncs", flushes.to_string()),
             ("raft_entries_per_sync", per(entries, flushes)),
             ("raft_log_sync_us_avg", per(get(&metrics.flush_us), flushes)),
-            ("raft_log_sync_us_max", get(&metrics.flush_us_max).to_string()),
+            (
+                "raft_log_sync_us_max",
+                get(&metrics.flush_us_max).to_string(),
+            ),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into()
@@ -215,7 +249,11 @@ impl LogStore {
     }
 
     fn state(&self) -> JournalState {
-        self.inner.journal.read().expect("no panic while held").state()
+        self.inner
+            .journal
+            .read()
+            .expect("no panic while held")
+            .state()
     }
 
     /// Makes a change and waits until it is durable.
@@ -225,7 +263,8 @@ impl LogStore {
     ) -> io::Result<()> {
         let (done, wait) = oneshot::channel();
         self.inner.submit(Waiter::Done(done), change)?;
-        wait.await.map_err(|_| io::Error::other("the log has ended"))?
+        wait.await
+            .map_err(|_| io::Error::other("the log has ended"))?
     }
 
     fn read(&self, from: u64, to: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
@@ -238,7 +277,10 @@ impl LogStore {
             bytes += body.0.len();
             match body.payload() {
                 Ok(payload) => {
-                    entries.push(Entry { log_id: id, payload });
+                    entries.push(Entry {
+                        log_id: id,
+                        payload,
+                    });
                     ControlFlow::Continue(())
                 }
                 Err(error) => {
@@ -410,21 +452,24 @@ impl RaftLogReader<TypeConfig> for LogStore {
         // A long replay must not hold the whole log in memory.
         let (from, to) = bounds(&range);
         let start = (self.clone(), from, VecDeque::new());
-        Box::pin(futures_util::stream::unfold(start, move |(log, mut next, mut ready)| async move {
-            if ready.is_empty() {
-                if next >= to {
-                    return None;
+        Box::pin(futures_util::stream::unfold(
+            start,
+            move |(log, mut next, mut ready)| async move {
+                if ready.is_empty() {
+                    if next >= to {
+                        return None;
+                    }
+                    match log.read(next, to, READ_BYTES_MAX) {
+                        Ok(entries) if entries.is_empty() => return None,
+                        Ok(entries) => ready.extend(entries),
+                        Err(error) => return Some((Err(error), (log, to, VecDeque::new()))),
+                    }
                 }
-                match log.read(next, to, READ_BYTES_MAX) {
-                    Ok(entries) if entries.is_empty() => return None,
-                    Ok(entries) => ready.extend(entries),
-                    Err(error) => return Some((Err(error), (log, to, VecDeque::new()))),
-                }
-            }
-            let entry: Entry = ready.pop_front()?;
-            next = entry.log_id.index + 1;
-            Some((Ok(entry), (log, next, ready)))
-        }))
+                let entry: Entry = ready.pop_front()?;
+                next = entry.log_id.index + 1;
+                Some((Ok(entry), (log, next, ready)))
+            },
+        ))
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -468,7 +513,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         // It may be lost: Raft finds it out again. So it rides with the next flush.
-        self.inner.waiting.lock().expect("no panic while held").committed = committed;
+        self.inner
+            .waiting
+            .lock()
+            .expect("no panic while held")
+            .committed = committed;
         self.inner.check()
     }
 
@@ -486,7 +535,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .map(|entry| (entry.log_id, Body::of(&entry.payload)))
             .collect();
         let metrics = &self.inner.metrics;
-        metrics.entries.fetch_add(bodies.len() as u64, Ordering::Relaxed);
+        metrics
+            .entries
+            .fetch_add(bodies.len() as u64, Ordering::Relaxed);
         let bytes: usize = bodies.iter().map(|(_, body)| body.0.len()).sum();
         metrics.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.inner.submit(Waiter::Append(callback), |journal| {
@@ -515,7 +566,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 return Ok(());
             }
             journal.truncate_after(last)?;
-            inner.flushed.send_modify(|flushed| *flushed = (*flushed).min(next_index(last)));
+            inner
+                .flushed
+                .send_modify(|flushed| *flushed = (*flushed).min(next_index(last)));
             Ok(())
         })
         .await

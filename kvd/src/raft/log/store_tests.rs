@@ -11,7 +11,10 @@ use crate::raft::types::{Proposal, log_id};
 
 fn entry(term: u64, index: u64) -> Entry {
     let payload = EntryPayload::Normal(Proposal(Bytes::from(vec![index as u8; 1000])));
-    Entry { log_id: log_id(term, index), payload }
+    Entry {
+        log_id: log_id(term, index),
+        payload,
+    }
 }
 
 fn ignore() -> OnFatal {
@@ -19,7 +22,11 @@ fn ignore() -> OnFatal {
 }
 
 fn identity() -> Identity {
-    Identity { cluster: 7, group: 0, node: 9 }
+    Identity {
+        cluster: 7,
+        group: 0,
+        node: 9,
+    }
 }
 
 fn open(dir: &Path) -> Result<LogStore, OpenError> {
@@ -39,15 +46,21 @@ async fn files(entries: u64) -> tempfile::TempDir {
     let mut log = open(dir.path()).unwrap();
     fill(&mut log, entries).await;
     let copy = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(dir.path()).unwrap() {
-        let file = file.unwrap().path();
-        std::fs::copy(&file, copy.path().join(file.file_name().unwrap())).unwrap();
+    std::fs::create_dir(copy.path().join(CHUNKS)).unwrap();
+    for folder in ["", CHUNKS] {
+        for file in std::fs::read_dir(dir.path().join(folder)).unwrap() {
+            let file = file.unwrap().path();
+            if file.is_file() {
+                let name = file.file_name().unwrap();
+                std::fs::copy(&file, copy.path().join(folder).join(name)).unwrap();
+            }
+        }
     }
     copy
 }
 
 fn damage(dir: &Path, change: impl FnOnce(&mut Vec<u8>)) {
-    let (chunk, _) = newest_chunk(dir).expect("a log has a chunk");
+    let (chunk, _) = newest_chunk(&dir.join(CHUNKS)).expect("a log has a chunk");
     let mut bytes = std::fs::read(&chunk).unwrap();
     change(&mut bytes);
     std::fs::write(&chunk, bytes).unwrap();
@@ -56,14 +69,20 @@ fn damage(dir: &Path, change: impl FnOnce(&mut Vec<u8>)) {
 /// Where the payload of an entry begins in a chunk.
 fn payload_of(bytes: &[u8], index: u8) -> usize {
     let pattern = [index; 200];
-    bytes.windows(pattern.len()).position(|window| window == pattern).expect("the entry is there")
+    bytes
+        .windows(pattern.len())
+        .position(|window| window == pattern)
+        .expect("the entry is there")
 }
 
 #[tokio::test]
 async fn entries_votes_and_purges_survive_a_restart() {
     let dir = files(20).await;
     let mut log = open(dir.path()).unwrap();
-    assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new_committed(1, 9)));
+    assert_eq!(
+        log.read_vote().await.unwrap(),
+        Some(Vote::new_committed(1, 9))
+    );
     assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 20);
     log.set_purge_floor(10);
     log.truncate_after(Some(log_id(1, 15))).await.unwrap();
@@ -74,7 +93,10 @@ async fn entries_votes_and_purges_survive_a_restart() {
     let state = log.get_log_state().await.unwrap();
     assert_eq!(state.last_purged_log_id, Some(log_id(1, 10)));
     assert_eq!(state.last_log_id, Some(log_id(1, 15)));
-    assert_eq!(log.try_get_log_entries(11..).await.unwrap(), (11..16).map(|i| entry(1, i)).collect::<Vec<_>>());
+    assert_eq!(
+        log.try_get_log_entries(11..).await.unwrap(),
+        (11..16).map(|i| entry(1, i)).collect::<Vec<_>>()
+    );
 }
 
 #[tokio::test]
@@ -87,11 +109,23 @@ async fn a_second_opening_is_refused_while_the_first_lives() {
 #[tokio::test]
 async fn a_log_of_another_cluster_or_node_is_refused() {
     let dir = files(1).await;
-    let other = Identity { cluster: 8, ..identity() };
-    let error = LogStore::open(dir.path(), other, ignore()).err().unwrap().to_string();
+    let other = Identity {
+        cluster: 8,
+        ..identity()
+    };
+    let error = LogStore::open(dir.path(), other, ignore())
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("cluster is"), "{error}");
-    let other = Identity { node: 10, ..identity() };
-    let error = LogStore::open(dir.path(), other, ignore()).err().unwrap().to_string();
+    let other = Identity {
+        node: 10,
+        ..identity()
+    };
+    let error = LogStore::open(dir.path(), other, ignore())
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("node is"), "{error}");
 }
 
@@ -130,8 +164,15 @@ async fn a_hole_is_refused_where_the_entry_is_given() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path()).unwrap();
     fill(&mut log, 3).await;
-    let error = log.blocking_append([entry(1, 4)]).await.unwrap_err().to_string();
-    assert!(error.contains("entry 4 was given to a log that ends at 2"), "{error}");
+    let error = log
+        .blocking_append([entry(1, 4)])
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("entry 4 was given to a log that ends at 2"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -150,12 +191,16 @@ async fn reads_stop_at_their_budget_but_give_at_least_one_entry() {
     let mut log = open(dir.path()).unwrap();
     for index in 0..5 {
         let payload = EntryPayload::Normal(Proposal(Bytes::from(vec![7; 600 * 1024])));
-        log.blocking_append([Entry { log_id: log_id(1, index), payload }]).await.unwrap();
+        log.blocking_append([Entry {
+            log_id: log_id(1, index),
+            payload,
+        }])
+        .await
+        .unwrap();
     }
     assert_eq!(log.limited_get_log_entries(0, 5).await.unwrap().len(), 1);
     assert_eq!(log.try_get_log_entries(0..5).await.unwrap().len(), 5);
-    let streamed: Vec<_> =
-        futures_util::StreamExt::collect(log.entries_stream(0..5).await).await;
+    let streamed: Vec<_> = futures_util::StreamExt::collect(log.entries_stream(0..5).await).await;
     assert_eq!(streamed.len(), 5);
     assert!(streamed.iter().all(Result::is_ok));
 }
@@ -183,7 +228,9 @@ impl Journal for Held {
         self.inner.save_committed(committed)
     }
     fn flush(&mut self, done: Flushed) -> io::Result<()> {
-        self.flushes.send(done).map_err(|_| io::Error::other("the test has ended"))
+        self.flushes
+            .send(done)
+            .map_err(|_| io::Error::other("the test has ended"))
     }
     fn read(&self, from: u64, to: u64, visit: Visit<'_>) -> io::Result<()> {
         self.inner.read(from, to, visit)
@@ -198,7 +245,10 @@ impl Journal for Held {
 
 fn held() -> (LogStore, mpsc::Receiver<Flushed>) {
     let (flushes, begun) = mpsc::channel();
-    let journal = Held { inner: MemoryJournal::open(MemoryDisk::default()), flushes };
+    let journal = Held {
+        inner: MemoryJournal::open(MemoryDisk::default()),
+        flushes,
+    };
     (LogStore::over(Box::new(journal), ignore()), begun)
 }
 
@@ -240,13 +290,18 @@ async fn appends_during_a_flush_share_the_next_one() {
     log.append([entry(1, 0)], IOFlushed::noop()).await.unwrap();
     let first = begun.recv().unwrap();
     for index in 1..50 {
-        log.append([entry(1, index)], IOFlushed::noop()).await.unwrap();
+        log.append([entry(1, index)], IOFlushed::noop())
+            .await
+            .unwrap();
     }
     assert!(begun.try_recv().is_err(), "only one flush is outstanding");
     first(Ok(()));
     let second = begun.recv().unwrap();
     second(Ok(()));
-    assert!(begun.try_recv().is_err(), "one flush covers all that waited");
+    assert!(
+        begun.try_recv().is_err(),
+        "one flush covers all that waited"
+    );
     log.wait_flushed(49).await.unwrap();
 }
 
@@ -254,7 +309,10 @@ async fn appends_during_a_flush_share_the_next_one() {
 async fn a_failed_flush_ends_the_log() {
     let told = Arc::new(AtomicUsize::new(0));
     let (flushes, begun) = mpsc::channel();
-    let journal = Held { inner: MemoryJournal::open(MemoryDisk::default()), flushes };
+    let journal = Held {
+        inner: MemoryJournal::open(MemoryDisk::default()),
+        flushes,
+    };
     let count = told.clone();
     let fatal: OnFatal = Arc::new(move |_| {
         count.fetch_add(1, Ordering::Relaxed);
@@ -272,7 +330,10 @@ async fn a_failed_flush_ends_the_log() {
     assert!(second.await.unwrap().is_err());
     assert!(log.save_vote(&Vote::new(2, 9)).await.is_err());
     assert!(log.wait_flushed(0).await.is_err());
-    assert!(begun.try_recv().is_err(), "nothing is flushed after a failure");
+    assert!(
+        begun.try_recv().is_err(),
+        "nothing is flushed after a failure"
+    );
     assert_eq!(told.load(Ordering::Relaxed), 1);
 }
 

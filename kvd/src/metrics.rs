@@ -1,0 +1,170 @@
+//! The numbers that INFO shows about clients and commands.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use tokio::time::{Duration, Instant};
+
+/// What one command has cost so far.
+#[derive(Debug, Default, Clone, Copy)]
+struct CommandStat {
+    calls: u64,
+    usec: u64,
+    rejected: u64,
+    failed: u64,
+}
+
+/// Counters of one server.
+#[derive(Debug)]
+pub struct Metrics {
+    /// When the server began.
+    pub started: Instant,
+    /// Connections that were accepted.
+    pub connections: AtomicU64,
+    /// Connections that were refused because there were too many.
+    pub rejected: AtomicU64,
+    /// Commands that were answered.
+    pub commands: AtomicU64,
+    /// Bytes that came from clients.
+    pub input_bytes: AtomicU64,
+    /// Bytes that went to clients.
+    pub output_bytes: AtomicU64,
+    /// Lookups of GET that found a value.
+    pub hits: AtomicU64,
+    /// Lookups of GET that found none.
+    pub misses: AtomicU64,
+    errors: Mutex<BTreeMap<String, u64>>,
+    per_command: Mutex<BTreeMap<&'static str, CommandStat>>,
+    /// The last two moments at which the number of commands was noted.
+    window: Mutex<(Instant, u64, f64)>,
+}
+
+/// Error prefixes are kept up to this many: their number must not depend on what clients send.
+const ERROR_PREFIXES_MAX: usize = 128;
+
+/// The rate of commands is taken over at least this time.
+const RATE_WINDOW: Duration = Duration::from_millis(500);
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let now = Instant::now();
+        Metrics {
+            started: now,
+            connections: AtomicU64::default(),
+            rejected: AtomicU64::default(),
+            commands: AtomicU64::default(),
+            input_bytes: AtomicU64::default(),
+            output_bytes: AtomicU64::default(),
+            hits: AtomicU64::default(),
+            misses: AtomicU64::default(),
+            errors: Mutex::default(),
+            per_command: Mutex::default(),
+            window: Mutex::new((now, 0, 0.0)),
+        }
+    }
+}
+
+impl Metrics {
+    /// Notes `calls` of one command that took `took` together.
+    pub fn ran(&self, name: &'static str, calls: u64, failed: u64, took: Duration) {
+        self.commands.fetch_add(calls, Relaxed);
+        let mut all = self.per_command.lock().expect("no panic while held");
+        let stat = all.entry(name).or_default();
+        stat.calls += calls;
+        stat.failed += failed;
+        stat.usec += took.as_micros() as u64;
+    }
+
+    /// Notes a command that was refused before it ran.
+    pub fn refused(&self, name: &'static str) {
+        let mut all = self.per_command.lock().expect("no panic while held");
+        all.entry(name).or_default().rejected += 1;
+    }
+
+    /// Notes an error reply by its first word.
+    pub fn error(&self, prefix: &str) {
+        let mut errors = self.errors.lock().expect("no panic while held");
+        if let Some(count) = errors.get_mut(prefix) {
+            *count += 1;
+        } else if errors.len() < ERROR_PREFIXES_MAX {
+            errors.insert(prefix.to_owned(), 1);
+        }
+    }
+
+    /// Commands a second, over the last half second or more.
+    pub fn ops_per_second(&self) -> u64 {
+        let mut window = self.window.lock().expect("no panic while held");
+        let now = Instant::now();
+        let (since, count, _) = *window;
+        let passed = now.saturating_duration_since(since);
+        if passed >= RATE_WINDOW {
+            let total = self.commands.load(Relaxed);
+            *window = (
+                now,
+                total,
+                total.saturating_sub(count) as f64 / passed.as_secs_f64(),
+            );
+        }
+        window.2 as u64
+    }
+
+    /// The total of error replies.
+    pub fn error_total(&self) -> u64 {
+        self.errors
+            .lock()
+            .expect("no panic while held")
+            .values()
+            .sum()
+    }
+
+    /// The lines of INFO's `# Errorstats`.
+    pub fn error_lines(&self, out: &mut String) {
+        for (prefix, count) in &*self.errors.lock().expect("no panic while held") {
+            line(
+                out,
+                &format!("errorstat_{prefix}"),
+                &format!("count={count}"),
+            );
+        }
+    }
+
+    /// The lines of INFO's `# Commandstats`.
+    pub fn command_lines(&self, out: &mut String) {
+        for (name, stat) in &*self.per_command.lock().expect("no panic while held") {
+            let each = stat.usec as f64 / stat.calls.max(1) as f64;
+            let text = format!(
+                "calls={},usec={},usec_per_call={each:.2},rejected_calls={},failed_calls={}",
+                stat.calls, stat.usec, stat.rejected, stat.failed
+            );
+            line(out, &format!("cmdstat_{name}"), &text);
+        }
+    }
+
+    /// Sets what CONFIG RESETSTAT sets to zero.
+    pub fn reset(&self) {
+        for counter in [
+            &self.connections,
+            &self.rejected,
+            &self.commands,
+            &self.input_bytes,
+            &self.output_bytes,
+            &self.hits,
+            &self.misses,
+        ] {
+            counter.store(0, Relaxed);
+        }
+        self.errors.lock().expect("no panic while held").clear();
+        self.per_command
+            .lock()
+            .expect("no panic while held")
+            .clear();
+        *self.window.lock().expect("no panic while held") = (Instant::now(), 0, 0.0);
+    }
+}
+
+/// Appends one line of INFO.
+pub fn line(out: &mut String, name: &str, value: &str) {
+    write!(out, "{name}:{value}\r\n").expect("a string takes everything");
+}

@@ -1,0 +1,634 @@
+//! Serves one client: requests in, runs of them to the node, replies out in order.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::{Instant, timeout};
+
+use super::{ClientEntry, Service, Shared};
+use crate::command::{self, Call, Flags, Spec};
+use crate::doors::Stream;
+use crate::keyspace::{self, View};
+use crate::node::{ReadLevel, Reading, RedirectMode};
+use crate::raft::entry::{GroupBuilder, Rule};
+use crate::resp::{self, OutputBuffer, Parsed, Protocol, Reply, RequestParser};
+use crate::storage;
+
+/// Requests that are taken on before replies are written; what a pipeline may hold in memory.
+const RUN_COMMANDS_MAX: usize = 1024;
+/// Bytes of requests that are taken on together, unless one alone is larger.
+const RUN_BYTES_MAX: usize = 1 << 20;
+/// Replies are written at the latest when so many bytes wait.
+const WRITE_BYTES: usize = 256 << 10;
+/// Reads of a run go on in another step once their replies take so much.
+const READ_BYTES_MAX: usize = 16 << 20;
+/// Reads that may run on a socket's thread in one go.
+const INLINE_READS_MAX: usize = 64;
+/// Room for input is made in steps of this size, whatever a client promises.
+const INPUT_STEP: usize = 64 << 10;
+/// A client that takes none of its replies for so long is closed.
+const STALL: Duration = Duration::from_secs(60);
+/// How often a read that meets due keys waits for a tick.
+const TICKS_MAX: usize = 4;
+
+/// One request, as slices of the input.
+pub(super) struct Request {
+    pub(super) spec: &'static Spec,
+    pub(super) args: Vec<Bytes>,
+}
+
+impl Request {
+    fn bytes(&self) -> usize {
+        self.args.iter().map(|arg| arg.len() + 8).sum::<usize>() + 8
+    }
+
+    pub(super) fn slices(&self) -> Vec<&[u8]> {
+        self.args.iter().map(|arg| &arg[..]).collect()
+    }
+}
+
+enum Item {
+    Run(Request),
+    Answer(Reply),
+}
+
+/// A transaction that is being queued.
+#[derive(Default)]
+pub(super) struct Queue {
+    pub(super) requests: Vec<Request>,
+    pub(super) bytes: usize,
+    pub(super) failed: bool,
+}
+
+pub(super) struct Connection<S: Service> {
+    pub(super) shared: Arc<Shared<S>>,
+    stream: Stream,
+    pub(super) entry: Arc<ClientEntry>,
+    input: BytesMut,
+    parser: RequestParser,
+    out: OutputBuffer,
+    pub(super) protocol: Protocol,
+    pub(super) authenticated: bool,
+    pub(super) aware: bool,
+    pub(super) readonly: bool,
+    pub(super) last_write: u64,
+    pub(super) queue: Option<Queue>,
+    pub(super) watched: Vec<(Bytes, u64)>,
+    items: Vec<Item>,
+    run_bytes: usize,
+    run_writes: bool,
+    run_costly: bool,
+    pub(super) closing: bool,
+}
+
+struct Gone;
+
+impl<S: Service> Connection<S> {
+    pub(super) fn new(shared: Arc<Shared<S>>, stream: Stream, entry: Arc<ClientEntry>) -> Self {
+        let authenticated = shared.settings().password.is_none();
+        let mut parser = RequestParser::new(resp::Limits::default());
+        parser.set_authenticated(authenticated);
+        Connection {
+            shared,
+            stream,
+            entry,
+            input: BytesMut::new(),
+            parser,
+            out: OutputBuffer::new(),
+            protocol: Protocol::Resp2,
+            authenticated,
+            aware: false,
+            readonly: false,
+            last_write: 0,
+            queue: None,
+            watched: Vec::new(),
+            items: Vec::new(),
+            run_bytes: 0,
+            run_writes: false,
+            run_costly: false,
+            closing: false,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        // `Err` is a client that has gone or is not worth waiting for: nobody to tell.
+        let _ = self.serve().await;
+        let id = self.entry.id;
+        self.shared
+            .clients
+            .lock()
+            .expect("no panic while held")
+            .remove(&id);
+    }
+
+    async fn serve(&mut self) -> Result<(), Gone> {
+        loop {
+            let needed = self.take_requests().await?;
+            self.finish_run().await?;
+            self.write_out().await?;
+            if self.closing {
+                let _ = self.stream.shutdown().await;
+                return Ok(());
+            }
+            self.fill(needed).await?;
+        }
+    }
+
+    /// Waits for more input.
+    async fn fill(&mut self, needed: usize) -> Result<(), Gone> {
+        self.input.reserve(needed.clamp(INPUT_STEP / 4, INPUT_STEP));
+        let idle = self.shared.settings().idle_timeout;
+        let mut stopping = self.shared.stopping.subscribe();
+        let entry = self.entry.clone();
+        let read = self.stream.read_buf(&mut self.input);
+        let read = async {
+            if idle.is_zero() {
+                Ok(read.await)
+            } else {
+                timeout(idle, read).await
+            }
+        };
+        let count = tokio::select! {
+            read = read => read.map_err(|_| Gone)?.map_err(|_| Gone)?,
+            () = entry.close.notified() => return Err(Gone),
+            _ = stopping.wait_for(|stop| *stop) => return Err(Gone),
+        };
+        if count == 0 {
+            return Err(Gone);
+        }
+        self.shared
+            .metrics
+            .input_bytes
+            .fetch_add(count as u64, Relaxed);
+        Ok(())
+    }
+
+    /// Takes on every whole request of the input; returns how many bytes the next one lacks.
+    async fn take_requests(&mut self) -> Result<usize, Gone> {
+        loop {
+            if self.closing {
+                return Ok(0);
+            }
+            if self.input.is_empty() {
+                return Ok(0);
+            }
+            self.parser.set_authenticated(self.authenticated);
+            let (consumed, ranges, copied) = match self.parser.parse(&self.input) {
+                Parsed::Incomplete { needed } => return Ok(needed),
+                Parsed::Nothing { consumed } => {
+                    self.input.advance(consumed);
+                    continue;
+                }
+                Parsed::Error(error) => {
+                    self.push_answer(error.to_reply());
+                    self.closing = true;
+                    return Ok(0);
+                }
+                Parsed::Command { args, consumed } => match args.ranges() {
+                    Some(ranges) => (consumed, ranges.collect::<Vec<_>>(), None),
+                    None => {
+                        let args = args.iter().map(Bytes::copy_from_slice);
+                        (consumed, Vec::new(), Some(args.collect::<Vec<_>>()))
+                    }
+                },
+            };
+            let taken = self.input.split_to(consumed).freeze();
+            let args = copied
+                .unwrap_or_else(|| ranges.into_iter().map(|range| taken.slice(range)).collect());
+            self.take(args).await?;
+        }
+    }
+
+    async fn take(&mut self, args: Vec<Bytes>) -> Result<(), Gone> {
+        // A browser that was led here must not get to its body's lines.
+        if args[0].eq_ignore_ascii_case(b"post") || args[0].eq_ignore_ascii_case(b"host:") {
+            tracing::warn!(client = %self.entry.addr, "an HTTP request on the client port");
+            self.finish_run().await?;
+            return Err(Gone);
+        }
+        let spec = {
+            let slices: Vec<&[u8]> = args.iter().map(|arg| &arg[..]).collect();
+            command::lookup(&slices).and_then(|spec| {
+                if !self.authenticated && !spec.has(Flags::NO_AUTH) {
+                    return Err(Reply::error("NOAUTH Authentication required."));
+                }
+                let limits = self.shared.service.limits();
+                let limits = keyspace::Limits {
+                    key_bytes_max: limits.key_bytes_max as u64,
+                    value_bytes_max: limits.value_bytes_max as u64,
+                };
+                command::validate(spec, &slices, &limits)
+                    .inspect_err(|_| self.shared.metrics.refused(spec.name))?;
+                if self.queue.is_some() && spec.has(Flags::NO_MULTI) {
+                    return Err(Reply::error("ERR Command not allowed inside a transaction"));
+                }
+                if spec.has(Flags::DEBUG) && !super::listener::is_loopback(&self.entry.addr) {
+                    return Err(Reply::error(
+                        "ERR DEBUG command not allowed. If the enable-debug-command option is \
+                         set to \"local\", you can run it from a local connection, otherwise you \
+                         need to set this option in the configuration file, and then restart the \
+                         server.",
+                    ));
+                }
+                Ok(spec)
+            })
+        };
+        let spec = match spec {
+            Ok(spec) => spec,
+            Err(reply) => {
+                if let Some(queue) = &mut self.queue {
+                    queue.failed = true;
+                }
+                self.push_answer(reply);
+                return self.bound_run().await;
+            }
+        };
+        let request = Request { spec, args };
+        if request.bytes() > self.group_bytes_max() {
+            if let Some(queue) = &mut self.queue {
+                queue.failed = true;
+            }
+            let max = self.group_bytes_max();
+            self.push_answer(Reply::error(format!(
+                "ERR request is longer than {max} bytes"
+            )));
+            return self.bound_run().await;
+        }
+        let at_once = ["exec", "discard", "multi", "watch", "quit", "reset"].contains(&spec.name);
+        if let Some(queue) = &mut self.queue
+            && !at_once
+        {
+            queue.bytes += request.bytes();
+            let full = queue.bytes > self.shared.service.limits().group_bytes_max;
+            if full {
+                queue.failed = true;
+                queue.requests.clear();
+                self.push_answer(Reply::error("ERR transaction is too large"));
+            } else {
+                queue.requests.push(request);
+                self.push_answer(Reply::queued());
+            }
+            return self.bound_run().await;
+        }
+        if !spec.is_write() && !spec.is_read() {
+            return self.take_session(request).await;
+        }
+        let costly = !request.spec.is_cheap(request.args.len()) || spec.has(Flags::LOCAL);
+        let local = spec.has(Flags::LOCAL);
+        if local || (costly && spec.is_read() && self.run_writes) {
+            self.finish_run().await?;
+        }
+        if spec.is_write() && self.run_costly
+            || self.run_bytes + request.bytes() > self.group_bytes_max()
+        {
+            self.finish_run().await?;
+        }
+        self.run_writes |= spec.is_write();
+        self.run_costly |= costly && spec.is_read();
+        self.run_bytes += request.bytes();
+        self.items.push(Item::Run(request));
+        if local {
+            return self.finish_run().await;
+        }
+        self.bound_run().await
+    }
+
+    async fn take_session(&mut self, request: Request) -> Result<(), Gone> {
+        let effect = match command::session(request.spec, &request.slices()) {
+            Some(Ok(command::Effect::Reply(reply)) | Err(reply)) => {
+                self.shared
+                    .metrics
+                    .ran(request.spec.name, 1, 0, Duration::ZERO);
+                self.push_answer(reply);
+                return self.bound_run().await;
+            }
+            Some(Ok(effect)) => effect,
+            None => unreachable!("the caller has looked at the kind"),
+        };
+        self.finish_run().await?;
+        let started = Instant::now();
+        let reply = self.perform(effect).await;
+        self.shared
+            .metrics
+            .ran(request.spec.name, 1, 0, started.elapsed());
+        if let Some(reply) = reply {
+            self.put(&reply);
+        }
+        Ok(())
+    }
+
+    fn group_bytes_max(&self) -> usize {
+        self.shared.service.limits().group_bytes_max
+    }
+
+    fn push_answer(&mut self, reply: Reply) {
+        self.items.push(Item::Answer(reply));
+    }
+
+    async fn bound_run(&mut self) -> Result<(), Gone> {
+        if self.items.len() >= RUN_COMMANDS_MAX || self.run_bytes >= RUN_BYTES_MAX {
+            self.finish_run().await?;
+        }
+        Ok(())
+    }
+
+    /// Carries out what was taken on.
+    async fn finish_run(&mut self) -> Result<(), Gone> {
+        let items = std::mem::take(&mut self.items);
+        let writes = std::mem::take(&mut self.run_writes);
+        (self.run_bytes, self.run_costly) = (0, false);
+        if items.is_empty() {
+            return Ok(());
+        }
+        let (mut requests, mut order) = (Vec::new(), Vec::with_capacity(items.len()));
+        let moved = self.leader_elsewhere();
+        for item in items {
+            match item {
+                Item::Answer(reply) => order.push(Some(reply)),
+                Item::Run(request) => match self.redirected(&request, moved.as_deref()) {
+                    Some(reply) => order.push(Some(reply)),
+                    None => {
+                        requests.push(request);
+                        order.push(None);
+                    }
+                },
+            }
+        }
+        if let Some(last) = requests.last() {
+            self.entry
+                .about
+                .lock()
+                .expect("no panic while held")
+                .command = last.spec.name;
+        }
+        let started = Instant::now();
+        let writes = writes && requests.iter().any(|request| request.spec.is_write());
+        let mut order = order.into_iter();
+        if writes {
+            let mut replies = self.propose(&requests, &[]).await.into_iter();
+            self.count(&requests, started);
+            for answer in order {
+                let reply = answer.or_else(|| replies.next()).unwrap_or_else(internal);
+                self.put(&reply);
+                self.relieve().await?;
+            }
+            return Ok(());
+        }
+        while !requests.is_empty() {
+            let (mut left, replies) = self.read(requests).await;
+            let done = replies.len();
+            self.count(&left[..done], started);
+            for (request, reply) in left.drain(..done).zip(replies) {
+                // Answers that stand before this read.
+                for answer in order.by_ref() {
+                    match answer {
+                        Some(answer) => self.put(&answer),
+                        None => break,
+                    }
+                }
+                if request.spec.name == "get" {
+                    let metrics = &self.shared.metrics;
+                    let counter = if reply == Reply::Null {
+                        &metrics.misses
+                    } else {
+                        &metrics.hits
+                    };
+                    counter.fetch_add(1, Relaxed);
+                }
+                self.put(&reply);
+                self.relieve().await?;
+            }
+            requests = left;
+        }
+        for answer in order.flatten() {
+            self.put(&answer);
+        }
+        self.relieve().await
+    }
+
+    fn count(&self, requests: &[Request], started: Instant) {
+        let each = started.elapsed() / requests.len().max(1) as u32;
+        for request in requests {
+            self.shared.metrics.ran(request.spec.name, 1, 0, each);
+        }
+    }
+
+    fn leader_elsewhere(&self) -> Option<String> {
+        let redirects = match self.shared.settings().follower_writes {
+            RedirectMode::Auto => self.aware,
+            RedirectMode::Forward => false,
+            RedirectMode::Redirect => true,
+        };
+        if !redirects {
+            return None;
+        }
+        self.shared
+            .service
+            .redirect()
+            .map(|member| member.client_addr)
+    }
+
+    pub(super) fn redirected(&self, request: &Request, leader: Option<&str>) -> Option<Reply> {
+        let leader = leader?;
+        let slices = request.slices();
+        let slot = request.spec.keys_of(&slices).next().map(keyspace::slot);
+        if !request.spec.is_write() && (self.readonly || slot.is_none()) {
+            return None;
+        }
+        Some(Reply::error(format!(
+            "MOVED {} {leader}",
+            slot.unwrap_or(0)
+        )))
+    }
+
+    /// Proposes requests as one group; one reply for each, or a single null for a precondition
+    /// that did not hold.
+    pub(super) async fn propose(
+        &mut self,
+        requests: &[Request],
+        watched: &[(Bytes, u64)],
+    ) -> Vec<Reply> {
+        let mut group = GroupBuilder::new(Rule::Each);
+        for (key, modified) in watched {
+            group.require(key, *modified);
+        }
+        for request in requests {
+            group.command(&request.args);
+        }
+        match self.shared.service.propose(group.finish()).await {
+            Ok(written) => {
+                self.last_write = self.last_write.max(written.index);
+                written.replies
+            }
+            Err(reply) => vec![reply; requests.len()],
+        }
+    }
+
+    pub(super) fn read_level(&self) -> ReadLevel {
+        if self.readonly {
+            ReadLevel::Local
+        } else {
+            self.shared.settings().read_level
+        }
+    }
+
+    /// Answers reads from one view: at least the first, and as many as fit a bound of bytes.
+    pub(super) async fn read(&mut self, requests: Vec<Request>) -> (Vec<Request>, Vec<Reply>) {
+        self.read_if(requests, Vec::new(), READ_BYTES_MAX).await
+    }
+
+    /// As [`Self::read`]; nothing but a null when a watched key has changed.
+    pub(super) async fn read_if(
+        &mut self,
+        mut requests: Vec<Request>,
+        mut watched: Vec<(Bytes, u64)>,
+        bytes_max: usize,
+    ) -> (Vec<Request>, Vec<Reply>) {
+        let local = requests
+            .iter()
+            .any(|request| request.spec.has(Flags::LOCAL));
+        let level = if local {
+            ReadLevel::Local
+        } else {
+            self.read_level()
+        };
+        let cheap = requests.len() <= INLINE_READS_MAX
+            && requests
+                .iter()
+                .all(|request| request.spec.is_cheap(request.args.len()));
+        for attempt in 0.. {
+            let reading = match self.shared.service.read(level, self.last_write).await {
+                Ok(reading) => reading,
+                Err(reply) => {
+                    let replies = vec![reply; requests.len()];
+                    return (requests, replies);
+                }
+            };
+            let seed = self.shared.doors.random.next();
+            let outcome = if cheap && self.shared.service.reads_are_fast() {
+                run_reads(&reading, &requests, &watched, seed, bytes_max)
+            } else {
+                let ran = tokio::task::spawn_blocking(move || {
+                    let outcome = run_reads(&reading, &requests, &watched, seed, bytes_max);
+                    (requests, watched, outcome)
+                });
+                let outcome;
+                (requests, watched, outcome) = ran.await.expect("a command's panic is contained");
+                outcome
+            };
+            match outcome {
+                Ok((_, true)) if level == ReadLevel::Linearizable && attempt < TICKS_MAX => {
+                    if let Err(reply) = self.shared.service.tick().await {
+                        let replies = vec![reply; requests.len()];
+                        return (requests, replies);
+                    }
+                }
+                Ok((replies, _)) => return (requests, replies),
+                Err(error) => {
+                    tracing::error!(%error, "engine read failed");
+                    let replies = vec![internal(); requests.len()];
+                    return (requests, replies);
+                }
+            }
+        }
+        unreachable!("the attempts are bounded")
+    }
+
+    pub(super) fn put(&mut self, reply: &Reply) {
+        if let Some(prefix) = reply.error_prefix() {
+            self.shared.metrics.error(prefix);
+        }
+        resp::write(reply, self.protocol, &mut self.out);
+    }
+
+    /// Writes replies when many wait.
+    async fn relieve(&mut self) -> Result<(), Gone> {
+        if self.out.len() >= WRITE_BYTES {
+            self.write_out().await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn write_out(&mut self) -> Result<(), Gone> {
+        while !self.out.is_empty() {
+            self.entry.queued_bytes.store(self.out.len(), Relaxed);
+            let entry = self.entry.clone();
+            let written = tokio::select! {
+                written = timeout(STALL, self.stream.write_buf(&mut self.out)) => written,
+                () = entry.close.notified() => return Err(Gone),
+            };
+            match written {
+                Ok(Ok(count)) if count > 0 => {
+                    self.shared
+                        .metrics
+                        .output_bytes
+                        .fetch_add(count as u64, Relaxed);
+                }
+                Ok(_) => return Err(Gone),
+                Err(_) => {
+                    tracing::warn!(client = %self.entry.addr, "a client that does not read is closed");
+                    return Err(Gone);
+                }
+            }
+        }
+        self.entry.queued_bytes.store(0, Relaxed);
+        self.entry.about.lock().expect("no panic while held").last = Instant::now();
+        self.stream.flush().await.map_err(|_| Gone)
+    }
+}
+
+pub(super) fn internal() -> Reply {
+    Reply::error("ERR internal error")
+}
+
+/// The bytes of a reply, roughly.
+fn size(reply: &Reply) -> usize {
+    16 + match reply {
+        Reply::Bulk(bytes) => bytes.len(),
+        Reply::Array(items) | Reply::Set(items) => items.iter().map(size).sum(),
+        _ => 0,
+    }
+}
+
+fn run_reads(
+    reading: &Reading,
+    requests: &[Request],
+    watched: &[(Bytes, u64)],
+    seed: u64,
+    bytes_max: usize,
+) -> Result<(Vec<Reply>, bool), storage::Error> {
+    let engine = |failure| match failure {
+        keyspace::Failure::Engine(error) => error,
+        other => storage::Error::new(storage::ErrorKind::Corruption, other.to_string()),
+    };
+    let view = View::new(&reading.view, reading.replicated_ms, reading.now_ms).map_err(engine)?;
+    for (key, modified) in watched {
+        if view.modified(key).map_err(engine)? != *modified {
+            return Ok((vec![Reply::NullArray], view.met_due()));
+        }
+    }
+    let (mut replies, mut bytes) = (Vec::with_capacity(requests.len()), 0);
+    for (n, request) in requests.iter().enumerate() {
+        let call = Call {
+            args: &request.slices(),
+            seed: seed.wrapping_add(n as u64),
+        };
+        let reply = command::run_read(request.spec, &call, &view)?;
+        bytes += size(&reply);
+        replies.push(reply);
+        if bytes >= bytes_max {
+            break;
+        }
+    }
+    Ok((replies, view.met_due()))
+}
+
+/// The indices of the last changes of keys, as WATCH remembers them.
+pub(super) fn modified(reading: &Reading, keys: &[Bytes]) -> Result<Vec<u64>, keyspace::Failure> {
+    let view = View::new(&reading.view, reading.replicated_ms, reading.now_ms)?;
+    keys.iter().map(|key| view.modified(key)).collect()
+}

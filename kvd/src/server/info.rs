@@ -1,0 +1,282 @@
+//! INFO, and the settings that CONFIG shows and changes.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use super::connection::Connection;
+use super::{ServerSettings, Service, cluster};
+use crate::keyspace::View;
+use crate::metrics::line;
+use crate::node::{ReadLevel, RedirectMode};
+use crate::resp::Reply;
+
+/// The Redis version whose behaviour clients may expect.
+pub(super) const REDIS_VERSION: &str = "7.0.15";
+
+const DEFAULT: &[&str] = &[
+    "server",
+    "clients",
+    "memory",
+    "persistence",
+    "stats",
+    "replication",
+    "cluster",
+    "keyspace",
+    "raft",
+    "backend",
+    "errorstats",
+];
+
+/// What CONFIG GET knows, in the order of names.
+pub(super) fn settings(settings: &ServerSettings) -> Vec<(&'static str, String)> {
+    vec![
+        ("appendonly", "yes".to_owned()),
+        ("cluster-enabled", "yes".to_owned()),
+        ("databases", "1".to_owned()),
+        (
+            "follower-writes",
+            match settings.follower_writes {
+                RedirectMode::Auto => "auto",
+                RedirectMode::Forward => "forward",
+                RedirectMode::Redirect => "redirect",
+            }
+            .to_owned(),
+        ),
+        ("maxclients", settings.clients_max.to_string()),
+        ("maxmemory", "0".to_owned()),
+        ("protected-mode", yes(settings.protected_mode)),
+        (
+            "read-level",
+            match settings.read_level {
+                ReadLevel::Linearizable => "linearizable",
+                ReadLevel::Local => "local",
+            }
+            .to_owned(),
+        ),
+        ("requirepass", settings.password.clone().unwrap_or_default()),
+        ("save", String::new()),
+        ("timeout", settings.idle_timeout.as_secs().to_string()),
+    ]
+}
+
+fn yes(on: bool) -> String {
+    if on { "yes" } else { "no" }.to_owned()
+}
+
+/// CONFIG SET of one setting.
+pub(super) fn set(settings: &mut ServerSettings, name: &str, value: &str) -> Result<(), Reply> {
+    let failed = |why: &str| {
+        Reply::error(format!(
+            "ERR CONFIG SET failed (possibly related to argument '{name}') - {why}"
+        ))
+    };
+    match name {
+        "maxclients" => {
+            settings.clients_max = value
+                .parse()
+                .ok()
+                .filter(|count| *count > 0)
+                .ok_or_else(|| failed("argument must be a number above 0"))?;
+        }
+        "timeout" => {
+            let seconds = value
+                .parse::<u32>()
+                .map_err(|_| failed("argument must be a number"))?;
+            settings.idle_timeout = Duration::from_secs(u64::from(seconds));
+        }
+        "requirepass" => settings.password = (!value.is_empty()).then(|| value.to_owned()),
+        "protected-mode" => {
+            settings.protected_mode = match value {
+                "yes" => true,
+                "no" => false,
+                _ => return Err(failed("argument must be 'yes' or 'no'")),
+            }
+        }
+        "read-level" => {
+            settings.read_level = match value {
+                "linearizable" => ReadLevel::Linearizable,
+                "local" => ReadLevel::Local,
+                _ => return Err(failed("argument must be 'linearizable' or 'local'")),
+            }
+        }
+        "follower-writes" => {
+            settings.follower_writes = match value {
+                "auto" => RedirectMode::Auto,
+                "forward" => RedirectMode::Forward,
+                "redirect" => RedirectMode::Redirect,
+                _ => return Err(failed("argument must be 'auto', 'forward' or 'redirect'")),
+            }
+        }
+        _ if self::settings(settings)
+            .iter()
+            .any(|(known, _)| *known == name) =>
+        {
+            return Err(failed("can't set immutable config"));
+        }
+        _ => {
+            return Err(Reply::error(format!(
+                "ERR Unknown option or number of arguments for CONFIG SET - '{name}'"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Resident bytes of this process, where the system tells.
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+impl<S: Service> Connection<S> {
+    /// The text of INFO.
+    pub(super) async fn info(&mut self, sections: &[String]) -> Reply {
+        let whole = sections
+            .iter()
+            .any(|name| name == "all" || name == "everything");
+        let plain = sections.is_empty() || sections.iter().any(|name| name == "default");
+        let wanted = |name: &str| {
+            whole
+                || (plain && DEFAULT.contains(&name))
+                || sections.iter().any(|section| section == name)
+        };
+        let service = &self.shared.service;
+        let (status, metrics) = (service.status(), &self.shared.metrics);
+        let settings = self.shared.settings();
+        let mut out = String::new();
+        let begin = |out: &mut String, title: &str| {
+            if !out.is_empty() {
+                out.push_str("\r\n");
+            }
+            out.push_str("# ");
+            out.push_str(title);
+            out.push_str("\r\n");
+        };
+        let put = |out: &mut String, name: &str, value: u64| line(out, name, &value.to_string());
+        if wanted("server") {
+            begin(&mut out, "Server");
+            line(&mut out, "redis_version", REDIS_VERSION);
+            line(&mut out, "kvd_version", env!("CARGO_PKG_VERSION"));
+            line(&mut out, "redis_mode", "cluster");
+            line(&mut out, "os", std::env::consts::OS);
+            line(&mut out, "arch_bits", &usize::BITS.to_string());
+            put(&mut out, "process_id", u64::from(std::process::id()));
+            line(&mut out, "run_id", &self.shared.run_id);
+            let port = self
+                .entry
+                .local_addr
+                .rsplit_once(':')
+                .map_or("0", |(_, port)| port);
+            line(&mut out, "tcp_port", port);
+            let up = metrics.started.elapsed().as_secs();
+            put(&mut out, "uptime_in_seconds", up);
+            put(&mut out, "uptime_in_days", up / 86_400);
+        }
+        if wanted("clients") {
+            begin(&mut out, "Clients");
+            let count = self
+                .shared
+                .clients
+                .lock()
+                .expect("no panic while held")
+                .len();
+            put(&mut out, "connected_clients", count as u64);
+            put(&mut out, "maxclients", settings.clients_max as u64);
+            put(&mut out, "blocked_clients", 0);
+        }
+        if wanted("memory") {
+            begin(&mut out, "Memory");
+            let bytes = resident_bytes();
+            put(&mut out, "used_memory", bytes);
+            put(&mut out, "used_memory_rss", bytes);
+            put(&mut out, "maxmemory", 0);
+        }
+        if wanted("persistence") {
+            begin(&mut out, "Persistence");
+            put(&mut out, "loading", u64::from(status.loading));
+            put(&mut out, "aof_enabled", 1);
+        }
+        if wanted("stats") {
+            begin(&mut out, "Stats");
+            put(
+                &mut out,
+                "total_connections_received",
+                metrics.connections.load(Relaxed),
+            );
+            put(
+                &mut out,
+                "total_commands_processed",
+                metrics.commands.load(Relaxed),
+            );
+            put(
+                &mut out,
+                "instantaneous_ops_per_sec",
+                metrics.ops_per_second(),
+            );
+            put(
+                &mut out,
+                "total_net_input_bytes",
+                metrics.input_bytes.load(Relaxed),
+            );
+            put(
+                &mut out,
+                "total_net_output_bytes",
+                metrics.output_bytes.load(Relaxed),
+            );
+            put(
+                &mut out,
+                "rejected_connections",
+                metrics.rejected.load(Relaxed),
+            );
+            put(&mut out, "keyspace_hits", metrics.hits.load(Relaxed));
+            put(&mut out, "keyspace_misses", metrics.misses.load(Relaxed));
+            put(&mut out, "total_error_replies", metrics.error_total());
+        }
+        if wanted("replication") {
+            begin(&mut out, "Replication");
+            for (name, value) in cluster::replication(&status) {
+                line(&mut out, &name, &value);
+            }
+        }
+        if wanted("commandstats") {
+            begin(&mut out, "Commandstats");
+            metrics.command_lines(&mut out);
+        }
+        if wanted("errorstats") {
+            begin(&mut out, "Errorstats");
+            metrics.error_lines(&mut out);
+        }
+        if wanted("cluster") {
+            begin(&mut out, "Cluster");
+            put(&mut out, "cluster_enabled", 1);
+        }
+        if wanted("raft") {
+            begin(&mut out, "Raft");
+            for (name, value) in service.raft_info() {
+                line(&mut out, &name, &value);
+            }
+        }
+        if wanted("backend") {
+            begin(&mut out, "Backend");
+            for (name, value) in service.backend_info() {
+                line(&mut out, &name, &value);
+            }
+        }
+        if wanted("keyspace") {
+            begin(&mut out, "Keyspace");
+            // What this node has applied: INFO answers without a leader too.
+            if let Ok(reading) = service.read(ReadLevel::Local, 0).await
+                && let Ok(view) = View::new(&reading.view, reading.replicated_ms, reading.now_ms)
+            {
+                let state = view.state();
+                if state.keys > 0 {
+                    let text = format!("keys={},expires={},avg_ttl=0", state.keys, state.expiring);
+                    line(&mut out, "db0", &text);
+                }
+            }
+        }
+        Reply::text(out)
+    }
+}

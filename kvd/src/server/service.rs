@@ -1,0 +1,63 @@
+//! The node, as connections meet it.
+
+use std::time::Duration;
+
+use super::Service;
+use crate::node::{ConfigLimits, JoinRequest, Node, ReadLevel, Reading, Status, Written};
+use crate::raft::Member;
+use crate::raft::entry::Group;
+use crate::resp::Reply;
+
+impl Service for Node {
+    async fn propose(&self, group: Group) -> Result<Written, Reply> {
+        Node::propose(self, group).await
+    }
+
+    async fn read(&self, level: ReadLevel, after: u64) -> Result<Reading, Reply> {
+        Node::read(self, level, after).await
+    }
+
+    async fn tick(&self) -> Result<(), Reply> {
+        Node::tick(self).await
+    }
+
+    fn reads_are_fast(&self) -> bool {
+        Node::reads_are_fast(self)
+    }
+
+    fn status(&self) -> Status {
+        Node::status(self)
+    }
+
+    fn redirect(&self) -> Option<Member> {
+        Node::redirect(self)
+    }
+
+    async fn join(&self, request: JoinRequest) -> Reply {
+        Node::join(self, request).await
+    }
+
+    async fn leave(&self, name: String) -> Reply {
+        Node::leave(self, name).await
+    }
+
+    async fn leader_known(&self, hold: Duration) -> bool {
+        Node::leader_known(self, hold).await
+    }
+
+    fn backend_info(&self) -> Vec<(String, String)> {
+        Node::backend_info(self)
+    }
+
+    fn raft_info(&self) -> Vec<(String, String)> {
+        Node::raft_info(self)
+    }
+
+    fn shutdown(&self) {
+        Node::shutdown(self);
+    }
+
+    fn limits(&self) -> ConfigLimits {
+        Node::limits(self)
+    }
+}

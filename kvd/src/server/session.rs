@@ -1,0 +1,360 @@
+//! Carries out commands about the connection, the server and the cluster.
+
+use bytes::Bytes;
+
+use super::connection::{Connection, Queue, internal, modified};
+use super::{Service, cluster, info};
+use crate::command::effect::{Client, ClientKind, Config, Credentials, Effect, Hello};
+use crate::command::{self, Kind};
+use crate::node::{JoinRequest, ReadLevel, RedirectMode, Role};
+use crate::resp::{Protocol, Reply, glob};
+
+impl<S: Service> Connection<S> {
+    /// The reply, unless there is none to give.
+    pub(super) async fn perform(&mut self, effect: Effect) -> Option<Reply> {
+        Some(match effect {
+            Effect::Exec => self.exec().await,
+            Effect::Multi => {
+                if self.queue.is_some() {
+                    return Some(Reply::error("ERR MULTI calls can not be nested"));
+                }
+                self.queue = Some(Queue::default());
+                Reply::Ok
+            }
+            Effect::Discard => {
+                if self.queue.take().is_none() {
+                    return Some(Reply::error("ERR DISCARD without MULTI"));
+                }
+                self.watched.clear();
+                Reply::Ok
+            }
+            Effect::Watch { keys } => self.watch(keys).await,
+            other => return self.perform_plain(other).await,
+        })
+    }
+
+    async fn perform_plain(&mut self, effect: Effect) -> Option<Reply> {
+        let service = self.shared.service.clone();
+        Some(match effect {
+            Effect::Reply(reply) => reply,
+            Effect::Multi | Effect::Exec | Effect::Discard | Effect::Watch { .. } => internal(),
+            Effect::Unwatch => {
+                self.watched.clear();
+                Reply::Ok
+            }
+            Effect::Quit => {
+                self.closing = true;
+                Reply::Ok
+            }
+            Effect::Hello(hello) => self.hello(hello),
+            Effect::Reset => {
+                (self.queue, self.aware, self.readonly) = (None, false, false);
+                self.watched.clear();
+                self.protocol = Protocol::Resp2;
+                self.authenticated = self.shared.settings().password.is_none();
+                let mut about = self.entry.about.lock().expect("no panic while held");
+                (about.name, about.protocol, about.readonly) = (String::new(), 2, false);
+                Reply::simple("RESET")
+            }
+            Effect::Auth(credentials) => self.auth(&credentials),
+            Effect::Client(client) => self.client(client),
+            Effect::Config(config) => self.config(config),
+            Effect::Info { sections } => self.info(&sections).await,
+            Effect::Time => {
+                let ms = self.shared.doors.clock.wall_ms();
+                Reply::Array(vec![
+                    Reply::bulk((ms / 1000).to_string()),
+                    Reply::bulk((ms % 1000 * 1000).to_string()),
+                ])
+            }
+            Effect::Role => cluster::role(&service.status()),
+            Effect::Shutdown(shutdown) => {
+                if shutdown.abort {
+                    return Some(Reply::error("ERR No shutdown in progress."));
+                }
+                tracing::info!(client = %self.entry.addr, "shutdown was asked for");
+                service.shutdown();
+                self.closing = true;
+                return None;
+            }
+            Effect::Sleep(time) => {
+                tokio::time::sleep(time).await;
+                Reply::Ok
+            }
+            Effect::Join { name, addr } => {
+                service
+                    .join(JoinRequest {
+                        name,
+                        raft_addr: addr,
+                    })
+                    .await
+            }
+            Effect::Leave { name } => service.leave(name).await,
+            Effect::Cluster(what) => {
+                self.aware = true;
+                let hold = self.shared.settings().hold;
+                if !service.leader_known(hold).await {
+                    return Some(Reply::error("CLUSTERDOWN The cluster is down"));
+                }
+                cluster::reply(what, &service.status())
+            }
+            Effect::ReadOnly => self.set_readonly(true),
+            Effect::ReadWrite => self.set_readonly(false),
+            Effect::Asking => {
+                self.aware = true;
+                Reply::Ok
+            }
+            Effect::Wait { .. } => {
+                // Acknowledged writes are on a majority: that many replicas hold them already.
+                let voters = service.status().members.iter().filter(|m| m.voter).count();
+                Reply::Int((voters / 2) as i64)
+            }
+        })
+    }
+
+    fn set_readonly(&mut self, on: bool) -> Reply {
+        (self.aware, self.readonly) = (true, on);
+        self.entry
+            .about
+            .lock()
+            .expect("no panic while held")
+            .readonly = on;
+        Reply::Ok
+    }
+
+    async fn watch(&mut self, keys: Vec<Bytes>) -> Reply {
+        if self.queue.is_some() {
+            return Reply::error("ERR WATCH inside MULTI is not allowed");
+        }
+        let read = self
+            .shared
+            .service
+            .read(ReadLevel::Linearizable, self.last_write)
+            .await;
+        let reading = match read {
+            Ok(reading) => reading,
+            Err(reply) => return reply,
+        };
+        let seen = tokio::task::spawn_blocking(move || {
+            let seen = modified(&reading, &keys);
+            (keys, seen)
+        });
+        match seen.await {
+            Ok((keys, Ok(seen))) => {
+                self.watched.extend(keys.into_iter().zip(seen));
+                Reply::Ok
+            }
+            Ok((_, Err(error))) => {
+                tracing::error!(%error, "engine read failed");
+                internal()
+            }
+            Err(_) => internal(),
+        }
+    }
+
+    async fn exec(&mut self) -> Reply {
+        let Some(queue) = self.queue.take() else {
+            return Reply::error("ERR EXEC without MULTI");
+        };
+        let watched = std::mem::take(&mut self.watched);
+        if queue.failed {
+            return Reply::error("EXECABORT Transaction discarded because of previous errors.");
+        }
+        let leader = if self.aware {
+            self.shared.service.redirect()
+        } else {
+            None
+        };
+        let leader = leader.map(|member| member.client_addr);
+        let forwards = self.shared.settings().follower_writes == RedirectMode::Forward;
+        if !forwards
+            && let Some(moved) = queue
+                .requests
+                .iter()
+                .find_map(|r| self.redirected(r, leader.as_deref()))
+        {
+            return moved;
+        }
+        let (mut data, mut effects) = (Vec::new(), Vec::new());
+        for (place, request) in queue.requests.into_iter().enumerate() {
+            match request.spec.kind {
+                Kind::Session(_) => effects.push((place, request)),
+                Kind::Read(_) | Kind::Write(_) => data.push(request),
+            }
+        }
+        let writes = data.iter().any(|request| request.spec.is_write());
+        let costly = data
+            .iter()
+            .find(|r| !r.spec.is_cheap(r.args.len()) && r.spec.is_read());
+        if writes && let Some(request) = costly {
+            return Reply::error(format!(
+                "EXECABORT Transaction discarded because '{}' costs too much beside a write",
+                request.spec.name
+            ));
+        }
+        let count = data.len();
+        let replies = if writes {
+            self.propose(&data, &watched).await
+        } else if count > 0 || !watched.is_empty() {
+            self.read_if(data, watched, usize::MAX).await.1
+        } else {
+            Vec::new()
+        };
+        if replies == [Reply::NullArray] {
+            return Reply::NullArray;
+        }
+        // One error for all of them comes from the node, not from the commands: nothing ran, or
+        // nobody knows.
+        if let Some(first @ Reply::Error(_)) = replies.first()
+            && matches!(
+                first.error_prefix(),
+                Some("CLUSTERDOWN" | "NOCLUSTER" | "NOTLEADER" | "LOADING" | "TIMEOUT" | "UNKNOWN")
+            )
+        {
+            return first.clone();
+        }
+        let mut replies = replies.into_iter();
+        let mut all = Vec::new();
+        for (place, request) in effects {
+            while all.len() < place {
+                all.push(replies.next().unwrap_or_else(internal));
+            }
+            let effect = command::session(request.spec, &request.slices());
+            all.push(match effect {
+                Some(Ok(effect)) => self.perform_plain(effect).await.unwrap_or(Reply::Ok),
+                Some(Err(reply)) => reply,
+                None => internal(),
+            });
+        }
+        all.extend(replies);
+        Reply::Array(all)
+    }
+
+    fn auth(&mut self, credentials: &Credentials) -> Reply {
+        let settings = self.shared.settings();
+        let Some(password) = &settings.password else {
+            if credentials.username.is_none() {
+                return Reply::error(
+                    "ERR AUTH <password> called without any password configured for the default \
+                     user. Are you sure your configuration is correct?",
+                );
+            }
+            return Reply::Ok;
+        };
+        let user = credentials.username.as_deref().unwrap_or(b"default");
+        if user == b"default" && equal(password.as_bytes(), &credentials.password) {
+            self.authenticated = true;
+            return Reply::Ok;
+        }
+        tracing::warn!(client = %self.entry.addr, "a wrong password was given");
+        Reply::error("WRONGPASS invalid username-password pair or user is disabled.")
+    }
+
+    fn hello(&mut self, hello: Hello) -> Reply {
+        if let Some(credentials) = &hello.auth {
+            let reply = self.auth(credentials);
+            if reply.is_error() {
+                return reply;
+            }
+        }
+        if !self.authenticated {
+            return Reply::error(
+                "NOAUTH HELLO must be called with the client already authenticated, otherwise the \
+                 HELLO <proto> AUTH <user> <pass> option can be used to authenticate the client \
+                 and select the RESP protocol version at the same time",
+            );
+        }
+        match hello.protocol {
+            Some(3) => self.protocol = Protocol::Resp3,
+            Some(_) => self.protocol = Protocol::Resp2,
+            None => {}
+        }
+        let mut about = self.entry.about.lock().expect("no panic while held");
+        if let Some(name) = hello.name {
+            about.name = String::from_utf8_lossy(&name).into_owned();
+        }
+        about.protocol = self.protocol.version();
+        drop(about);
+        let leads = self.shared.service.status().role == Role::Leader;
+        let text = |text: &'static str| Reply::bulk(text);
+        Reply::Map(vec![
+            (text("server"), text("redis")),
+            (text("version"), text(info::REDIS_VERSION)),
+            (text("proto"), Reply::Int(self.protocol.version())),
+            (text("id"), Reply::Int(self.entry.id as i64)),
+            (text("mode"), text("cluster")),
+            (text("role"), text(if leads { "master" } else { "replica" })),
+            (text("modules"), Reply::Array(Vec::new())),
+        ])
+    }
+
+    fn client(&mut self, client: Client) -> Reply {
+        let mut about = self.entry.about.lock().expect("no panic while held");
+        about.command = "client";
+        match client {
+            Client::Id => Reply::Int(self.entry.id as i64),
+            Client::SetName(name) => {
+                about.name = String::from_utf8_lossy(&name).into_owned();
+                Reply::Ok
+            }
+            Client::GetName if about.name.is_empty() => Reply::Null,
+            Client::GetName => Reply::bulk(about.name.clone()),
+            Client::SetInfo(..) => Reply::Ok,
+            Client::Info => {
+                drop(about);
+                Reply::text(self.entry.line() + "\n")
+            }
+            Client::List { ids, kind } => {
+                drop(about);
+                let wanted = kind.is_none_or(|kind| kind == ClientKind::Normal);
+                let clients = self.shared.clients.lock().expect("no panic while held");
+                let lines = clients.values().filter(|entry| {
+                    wanted && ids.as_ref().is_none_or(|ids| ids.contains(&entry.id))
+                });
+                Reply::text(lines.map(|entry| entry.line() + "\n").collect::<String>())
+            }
+        }
+    }
+
+    fn config(&mut self, config: Config) -> Reply {
+        let settings = self.shared.settings();
+        match config {
+            Config::Get(patterns) => {
+                let values = info::settings(&settings);
+                let matching = values.into_iter().filter(|(name, _)| {
+                    patterns
+                        .iter()
+                        .any(|pattern| glob::matches(pattern, name.as_bytes(), true))
+                });
+                Reply::Map(
+                    matching
+                        .map(|(name, value)| (Reply::bulk(name), Reply::bulk(value)))
+                        .collect(),
+                )
+            }
+            Config::Set(pairs) => {
+                let mut changed = (*settings).clone();
+                for (name, value) in pairs {
+                    let value = String::from_utf8_lossy(&value);
+                    if let Err(reply) = info::set(&mut changed, &name, &value) {
+                        return reply;
+                    }
+                }
+                *self.shared.settings.lock().expect("no panic while held") = changed.into();
+                Reply::Ok
+            }
+            Config::ResetStat => {
+                self.shared.metrics.reset();
+                Reply::Ok
+            }
+            Config::Rewrite => Reply::error("ERR The server is running without a config file"),
+        }
+    }
+}
+
+/// Compares without telling by its time how far two passwords agree.
+fn equal(a: &[u8], b: &[u8]) -> bool {
+    use sha2::{Digest as _, Sha256};
+    let (a, b) = (Sha256::digest(a), Sha256::digest(b));
+    a.iter().zip(b.iter()).fold(0, |all, (a, b)| all | (a ^ b)) == 0
+}
