@@ -71,12 +71,17 @@ pub trait Feed {
 
 /// A storage engine.
 ///
-/// One ordered keyspace of byte strings. The host is the only user; it calls [`write`](Self::write),
-/// [`sync`](Self::sync) and [`replace`](Self::replace) from one thread at a time, and reads from
-/// many at any time, also during writes. All calls may block.
+/// One ordered keyspace of byte strings. The host is the only user; it makes one call at a time of
+/// those that change something ([`write`](Self::write), [`sync`](Self::sync),
+/// [`replace`](Self::replace), [`compact`](Self::compact), [`verify`](Self::verify),
+/// [`close`](Self::close)), and reads from many threads at any time, also during these. All calls
+/// may block.
 ///
 /// Callbacks get slices that live only during the call, and must not be called after the method
 /// has returned. A host's callback never calls back into the engine.
+///
+/// A panic in any of these, or in a destructor, stays inside the library: the host sees an error
+/// of kind [`ErrorKind::Panic`](crate::ErrorKind::Panic) and never enters the engine again.
 pub trait Backend: Send + Sync + Sized + 'static {
     /// The engine's name: lower-case letters, digits, `-` and `_`.
     const NAME: &'static str;
@@ -150,6 +155,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Replaces the whole contents by those of `feed`, with `mark`; durable on return where the
     /// engine is.
     ///
+    /// `feed` is read to its end; an engine that returns `Ok` before, or in spite of the feed's
+    /// error, is not used any more.
+    ///
     /// After a crash in the middle the engine opens with the old contents, the new ones, or empty
     /// with [`Mark::default`].
     ///
@@ -186,7 +194,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
         Ok(())
     }
 
-    /// Makes everything durable and lets go of the files. Called at most once, then dropped.
+    /// Makes everything durable and lets go of the files. Called at most once; nothing but the
+    /// destructors, of the engine and of its views, runs afterwards.
     ///
     /// # Errors
     ///

@@ -15,6 +15,7 @@
 )]
 
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -30,7 +31,7 @@ use crate::{Backend, Caps, Error, ErrorKind, Feed, Flow, Mark, Op, OpenContext, 
 
 /// An error: an open code and a message.
 #[repr(C)]
-#[derive(StableAbi)]
+#[derive(StableAbi, Debug)]
 pub struct AbiError {
     pub code: u32,
     pub message: RString,
@@ -96,12 +97,18 @@ pub struct EntrySource<'a> {
     pub _life: PhantomData<&'a mut ()>,
 }
 
+pub const SOURCE_END: u8 = 0;
+pub const SOURCE_ENTRY: u8 = 1;
+pub const SOURCE_FAILED: u8 = 2;
+
 /// What the host lends a plugin at opening.
 #[repr(C)]
 #[derive(StableAbi, Clone, Copy)]
 pub struct HostContext {
     /// Level (1 error to 5 trace), target, message.
     pub log: extern "C" fn(u8, RStr<'_>, RStr<'_>),
+    /// The most detailed level that the host wants to hear of; 0 is none.
+    pub log_level: u8,
 }
 
 /// What an engine is, as data.
@@ -130,7 +137,7 @@ pub struct OptionDescription {
 /// A consistent read.
 #[sabi_trait]
 pub trait AbiView: Send + Sync {
-    fn mark(&self, data: ValueSink<'_>) -> u64;
+    fn mark(&self, data: ValueSink<'_>) -> RResult<u64, AbiError>;
     fn get(&self, key: RSlice<'_, u8>, out: ValueSink<'_>) -> RResult<bool, AbiError>;
     #[sabi(last_prefix_field)]
     fn scan(&self, range: AbiRange<'_>, out: EntrySink<'_>) -> RResult<(), AbiError>;
@@ -214,10 +221,47 @@ fn contain<T>(call: impl FnOnce() -> crate::Result<T>) -> RResult<T, AbiError> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => RResult::ROk(value),
         Ok(Err(error)) => RResult::RErr(error.into()),
-        Err(payload) => RResult::RErr(AbiError {
-            code: ErrorKind::Panic.code(),
-            message: format!("the plugin panicked: {}", panic_text(&*payload)).into(),
-        }),
+        Err(payload) => {
+            let message = format!("the plugin panicked: {}", panic_text(&*payload)).into();
+            discard(payload);
+            RResult::RErr(AbiError {
+                code: ErrorKind::Panic.code(),
+                message,
+            })
+        }
+    }
+}
+
+/// Drops what a plugin made, so that no panic leaves its destructor.
+fn discard<T>(value: T) {
+    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        // The payload's own destructor may panic in its turn: it is leaked instead.
+        std::mem::forget(payload);
+    }
+}
+
+/// A plugin's value whose destructor's panic goes no further: the box that holds it is dropped by
+/// the host, across the border.
+struct Contained<T>(ManuallyDrop<T>);
+
+impl<T> Contained<T> {
+    fn new(value: T) -> Self {
+        Contained(ManuallyDrop::new(value))
+    }
+}
+
+impl<T> std::ops::Deref for Contained<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> Drop for Contained<T> {
+    fn drop(&mut self) {
+        // SAFETY: this is the destructor, so the value is taken once and never used afterwards.
+        discard(unsafe { ManuallyDrop::take(&mut self.0) });
     }
 }
 
@@ -254,7 +298,7 @@ impl EntrySink<'_> {
 }
 
 impl<'a> AbiRange<'a> {
-    fn range(&self) -> Range<'a> {
+    pub fn range(&self) -> Range<'a> {
         Range {
             from: self.from.as_slice(),
             to: (self.flags & RANGE_HAS_TO != 0).then(|| self.to.as_slice()),
@@ -290,7 +334,12 @@ impl AbiMark<'_> {
 }
 
 /// The feed of the host, as an author meets it.
-struct HostFeed<'a>(EntrySource<'a>);
+struct HostFeed<'a> {
+    source: EntrySource<'a>,
+    /// What the last call of the source returned, once that was not an entry: it is not called
+    /// again, whatever the engine does.
+    ended: Option<u8>,
+}
 
 impl Feed for HostFeed<'_> {
     fn next(&mut self, out: &mut dyn FnMut(&[u8], &[u8])) -> crate::Result<bool> {
@@ -306,6 +355,9 @@ impl Feed for HostFeed<'_> {
             // SAFETY: this is the context below, which lives during the call and is used by
             // nobody else meanwhile.
             let context = unsafe { &mut *context.cast::<Context<'_>>() };
+            if context.panicked.is_some() {
+                return 1;
+            }
             let given = catch_unwind(AssertUnwindSafe(|| {
                 (context.out)(key.as_slice(), value.as_slice());
             }));
@@ -317,40 +369,45 @@ impl Feed for HostFeed<'_> {
                 }
             }
         }
-        let mut context = Context {
-            out,
-            panicked: None,
-        };
-        let sink = EntrySink {
-            context: (&raw mut context).cast(),
-            call: give,
-            _life: PhantomData,
-        };
-        // SAFETY: the host lends context and function together, for the time of `replace`.
-        let result = unsafe { (self.0.next)(self.0.context, sink) };
-        if let Some(payload) = context.panicked {
-            std::panic::resume_unwind(payload);
+        if self.ended.is_none() {
+            let mut context = Context {
+                out,
+                panicked: None,
+            };
+            let sink = EntrySink {
+                context: (&raw mut context).cast(),
+                call: give,
+                _life: PhantomData,
+            };
+            // SAFETY: the host lends context and function together, for the time of `replace`.
+            let result = unsafe { (self.source.next)(self.source.context, sink) };
+            if let Some(payload) = context.panicked {
+                self.ended = Some(SOURCE_FAILED);
+                std::panic::resume_unwind(payload);
+            }
+            if result == SOURCE_ENTRY {
+                return Ok(true);
+            }
+            self.ended = Some(result);
         }
-        match result {
-            0 => Ok(false),
-            1 => Ok(true),
+        match self.ended {
+            Some(SOURCE_END) => Ok(false),
             _ => Err(Error::new(ErrorKind::Other, "the host's feed failed")),
         }
     }
 }
 
-struct Shim<B>(B);
+struct Shim<B>(Contained<B>);
 
-struct ViewShim<V>(V);
+struct ViewShim<V>(Contained<V>);
 
 impl<V: crate::View> AbiView for ViewShim<V> {
-    fn mark(&self, mut data: ValueSink<'_>) -> u64 {
-        let read = contain(|| {
+    fn mark(&self, mut data: ValueSink<'_>) -> RResult<u64, AbiError> {
+        contain(|| {
             let mark = self.0.mark();
             data.give(&mark.data);
             Ok(mark.index)
-        });
-        read.unwrap_or(0)
+        })
     }
 
     fn get(&self, key: RSlice<'_, u8>, mut out: ValueSink<'_>) -> RResult<bool, AbiError> {
@@ -414,12 +471,21 @@ impl<B: Backend> AbiEngine for Shim<B> {
             if !B::CAPS.contains(Caps::VIEW) {
                 return Err(Error::unsupported("view"));
             }
-            Ok(AbiView_TO::from_value(ViewShim(self.0.view()?), TD_Opaque))
+            Ok(AbiView_TO::from_value(
+                ViewShim(Contained::new(self.0.view()?)),
+                TD_Opaque,
+            ))
         })
     }
 
     fn replace(&self, feed: EntrySource<'_>, mark: AbiMark<'_>) -> RResult<(), AbiError> {
-        contain(|| self.0.replace(&mut HostFeed(feed), &mark.mark()))
+        contain(|| {
+            let mut feed = HostFeed {
+                source: feed,
+                ended: None,
+            };
+            self.0.replace(&mut feed, &mark.mark())
+        })
     }
 
     fn property(&self, name: RStr<'_>) -> RResult<ROption<RString>, AbiError> {
@@ -478,7 +544,7 @@ extern "C" fn open<B: Backend>(
     host: HostContext,
 ) -> RResult<EngineBox, AbiError> {
     contain(|| {
-        crate::logging::forward_to(host.log);
+        crate::logging::forward_to(host.log, host.log_level);
         let pairs: Vec<(&str, &str)> = options
             .iter()
             .map(|Tuple2(name, value)| (name.as_str(), value.as_str()))
@@ -488,7 +554,10 @@ extern "C" fn open<B: Backend>(
             dir: Path::new(dir.as_str()),
             options: &options,
         };
-        Ok(AbiEngine_TO::from_value(Shim(B::open(&cx)?), TD_Opaque))
+        Ok(AbiEngine_TO::from_value(
+            Shim(Contained::new(B::open(&cx)?)),
+            TD_Opaque,
+        ))
     })
 }
 

@@ -1,7 +1,7 @@
 //! Loading a library.
 
 use std::ffi::CStr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use abi_stable::library::{AbiHeaderRef, LibraryError, ROOT_MODULE_LOADER_NAME_WITH_NUL};
@@ -157,48 +157,68 @@ impl Plugin {
 
     /// What its engine says of itself.
     pub fn describe(&self) -> Description {
-        let description = (self.root.describe())();
-        Description {
-            name: description.name.into_string(),
-            version: description.version.into_string(),
-            caps: Caps::from_bits(description.caps),
-            limits: Limits {
-                key_bytes_max: description.key_bytes_max,
-                value_bytes_max: description.value_bytes_max,
-                batch_bytes_max: description.batch_bytes_max,
-            },
-            options: description
-                .options
-                .into_iter()
-                .map(|option| OptionInfo {
-                    name: option.name.into_string(),
-                    kind: OptionKind::from_code(option.kind),
-                    default: option.default.into_string(),
-                    help: option.help.into_string(),
-                })
-                .collect(),
-        }
+        describe(self.root)
     }
 
     /// Opens the engine in a directory that exists.
     ///
-    /// What the plugin logs goes to this process's `log` records.
+    /// What the plugin logs goes to this process's `log` records, with the target `plugin`, at the
+    /// level that is in force now.
     ///
     /// # Errors
     ///
     /// The engine's own error; a panic in it is one of kind [`ErrorKind::Panic`].
     pub fn open(&self, dir: &Path, options: &[(String, String)]) -> Result<Engine, Error> {
-        let text = dir
-            .to_str()
-            .ok_or_else(|| Error::new(ErrorKind::Other, "the directory's name is not UTF-8"))?;
-        let options: RVec<_> = options
-            .iter()
-            .map(|(name, value)| Tuple2(name.as_str().into(), value.as_str().into()))
-            .collect();
-        let host = v1::HostContext { log: forward };
-        let opened = (self.root.open())(RStr::from_str(text), options, host);
-        let boxed = opened.into_result().map_err(Error::from)?;
-        Ok(Engine::new(boxed, self.describe()))
+        open(self.root, dir, options)
+    }
+}
+
+pub(super) fn describe(root: v1::Plugin_Ref) -> Description {
+    let description = (root.describe())();
+    Description {
+        name: description.name.into_string(),
+        version: description.version.into_string(),
+        caps: Caps::from_bits(description.caps),
+        limits: Limits {
+            key_bytes_max: description.key_bytes_max,
+            value_bytes_max: description.value_bytes_max,
+            batch_bytes_max: description.batch_bytes_max,
+        },
+        options: description
+            .options
+            .into_iter()
+            .map(|option| OptionInfo {
+                name: option.name.into_string(),
+                kind: OptionKind::from_code(option.kind),
+                default: option.default.into_string(),
+                help: option.help.into_string(),
+            })
+            .collect(),
+    }
+}
+
+pub(super) fn open(
+    root: v1::Plugin_Ref,
+    dir: &Path,
+    options: &[(String, String)],
+) -> Result<Engine, Error> {
+    let text = dir
+        .to_str()
+        .ok_or_else(|| Error::new(ErrorKind::Other, "the directory's name is not UTF-8"))?;
+    let options: RVec<_> = options
+        .iter()
+        .map(|(name, value)| Tuple2(name.as_str().into(), value.as_str().into()))
+        .collect();
+    let opened = (root.open())(RStr::from_str(text), options, context());
+    let boxed = opened.into_result().map_err(Error::from)?;
+    Ok(Engine::new(boxed, describe(root)))
+}
+
+pub(super) fn context() -> v1::HostContext {
+    crate::logging::this_is_the_host();
+    v1::HostContext {
+        log: forward,
+        log_level: log::max_level() as u8,
     }
 }
 
@@ -211,9 +231,12 @@ extern "C" fn forward(level: u8, target: RStr<'_>, message: RStr<'_>) {
         _ => log::Level::Trace,
     };
     // A panic must not cross the border; a logger that panics is not worth the process.
-    drop(std::panic::catch_unwind(|| {
+    let logged = std::panic::catch_unwind(|| {
         log::log!(target: "plugin", level, "{}: {}", target.as_str(), message.as_str());
-    }));
+    });
+    if let Err(payload) = logged {
+        std::mem::forget(payload);
+    }
 }
 
 #[expect(unsafe_code, reason = "loading a library and reading a symbol of it")]
@@ -224,6 +247,12 @@ fn open_library(path: &Path) -> Result<(&'static libloading::Library, Manifest),
         return Err(LoadError {
             hint: Some(format!("chmod o-w {}", file.display())),
             ..LoadError::new("anyone may write to the file")
+        });
+    }
+    if is_cut_short(&file).map_err(|error| LoadError::new(error.to_string()))? {
+        return Err(LoadError {
+            hint: Some("copy it again".to_owned()),
+            ..LoadError::new("not a shared library (the file is cut short)")
         });
     }
     // SAFETY: loading runs the library's constructors; the operator named the file.
@@ -241,6 +270,42 @@ fn open_library(path: &Path) -> Result<(&'static libloading::Library, Manifest),
         copy_manifest(at)?
     };
     Ok((library, manifest))
+}
+
+/// Whether an ELF file ends before what its headers promise, as a copy under way does.
+///
+/// The system's loader maps such a file without complaint, and the process dies of SIGBUS when it
+/// touches what is not there. Of files of other formats it is left to judge.
+fn is_cut_short(file: &Path) -> std::io::Result<bool> {
+    const ELF_64_LITTLE_ENDIAN: &[u8; 6] = b"\x7fELF\x02\x01";
+    let file = std::fs::File::open(file)?;
+    let meta = file.metadata()?;
+    let mut magic = [0; ELF_64_LITTLE_ENDIAN.len()];
+    if !meta.is_file()
+        || file.read_exact_at(&mut magic, 0).is_err()
+        || magic != *ELF_64_LITTLE_ENDIAN
+    {
+        return Ok(false);
+    }
+    let read = |at: u64, bytes: usize| {
+        let mut field = [0; 8];
+        file.read_exact_at(&mut field[..bytes], at).ok()?;
+        Some(u64::from_le_bytes(field))
+    };
+    // The end of what the segments and the table of sections, which comes last, take up; none at
+    // all where even the headers are not there or make no sense.
+    let end = || {
+        let (table, size, count) = (read(0x20, 8)?, read(0x36, 2)?, read(0x38, 2)?);
+        let (sections, section, sections_count) = (read(0x28, 8)?, read(0x3a, 2)?, read(0x3c, 2)?);
+        let mut end = sections.checked_add(section * sections_count)?;
+        for index in 0..count {
+            let offset = table.checked_add(index * size + 0x08)?;
+            let bytes = table.checked_add(index * size + 0x20)?;
+            end = end.max(read(offset, 8)?.checked_add(read(bytes, 8)?)?);
+        }
+        Some(end)
+    };
+    Ok(end().is_none_or(|end| end > meta.len()))
 }
 
 /// Copies what a manifest says.

@@ -6,6 +6,8 @@
 mod engine;
 mod load;
 mod resolve;
+#[cfg(test)]
+mod tests;
 
 pub use engine::{Engine, EngineView};
 pub use load::{Description, LoadError, Manifest, OptionInfo, Plugin, read_manifest};

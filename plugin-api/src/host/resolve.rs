@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::manifest;
+
 /// Where libraries may be; parameters, so that tests can set them.
 #[derive(Debug, Clone, Default)]
 pub struct Places {
@@ -67,7 +69,9 @@ impl ResolveError {
 
 /// Finds the library that `spec` names: a file, a folder with a library or a crate, or a name.
 ///
-/// The current folder is never searched for bare names, nor are the linker's paths.
+/// What holds a `/` is a path first; if nothing is there, its last component is a name. Names are
+/// looked for in `places` and the system's folders: never in the current folder, where anyone may
+/// have put a file, nor in the linker's paths.
 ///
 /// # Errors
 ///
@@ -75,10 +79,10 @@ impl ResolveError {
 pub fn resolve(spec: &str, places: &Places) -> Result<PathBuf, ResolveError> {
     let path = Path::new(spec);
     let looks_like_path = spec.contains('/');
-    if path.is_file() {
+    if looks_like_path && path.is_file() {
         return absolute(path);
     }
-    if path.is_dir() && (looks_like_path || path.join("Cargo.toml").is_file()) {
+    if looks_like_path && path.is_dir() {
         return in_folder(path, places);
     }
     if looks_like_path {
@@ -111,14 +115,20 @@ fn in_folder(folder: &Path, places: &Places) -> Result<PathBuf, ResolveError> {
         })?
         .filter_map(|file| Some(file.ok()?.path()))
         .filter(|file| {
-            file.is_file()
-                && file
-                    .file_name()
-                    .and_then(|n| n.to_str())
-                    .is_some_and(is_library)
+            let name = file.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| {
+                name.starts_with(std::env::consts::DLL_PREFIX) && is_library(name)
+            }) && file.is_file()
         })
         .collect();
     libraries.sort();
+    if libraries.len() > 1 {
+        // An engine may have brought libraries of its own along.
+        let plugins: Vec<_> = libraries.iter().filter(|file| has_manifest(file)).collect();
+        if !plugins.is_empty() {
+            libraries = plugins.into_iter().cloned().collect();
+        }
+    }
     match &libraries[..] {
         [one] => return absolute(one),
         [] => {}
@@ -141,6 +151,12 @@ fn in_folder(folder: &Path, places: &Places) -> Result<PathBuf, ResolveError> {
         std::env::consts::DLL_PREFIX,
         std::env::consts::DLL_SUFFIX
     );
+    // What was built together with this executable fits it best.
+    if let Some(built) = places.exe_dir.as_ref().map(|dir| dir.join(&file))
+        && built.is_file()
+    {
+        return absolute(&built);
+    }
     let mut targets: Vec<PathBuf> = places.cargo_target_dir.iter().cloned().collect();
     let whole = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     for dir in whole
@@ -171,31 +187,65 @@ fn in_folder(folder: &Path, places: &Places) -> Result<PathBuf, ResolveError> {
     })
 }
 
+/// Whether the name of the manifest's symbol stands in the file, without loading it.
+fn has_manifest(file: &Path) -> bool {
+    let symbol = manifest::SYMBOL.as_bytes();
+    std::fs::read(file).is_ok_and(|bytes| bytes.windows(symbol.len()).any(|part| part == symbol))
+}
+
 /// The package's name and its library's name, from `Cargo.toml`.
 fn crate_names(folder: &Path) -> Option<(String, String)> {
-    let text = std::fs::read_to_string(folder.join("Cargo.toml")).ok()?;
+    names_in(&std::fs::read_to_string(folder.join("Cargo.toml")).ok()?)
+}
+
+/// Reads as much of TOML as two names need: sections, dotted keys, texts on one line, comments;
+/// texts over several lines are skipped.
+fn names_in(text: &str) -> Option<(String, String)> {
     let (mut section, mut package, mut library) = (String::new(), None, None);
-    for line in text.lines() {
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
         let line = line.trim();
-        if let Some(name) = line
-            .strip_prefix('[')
-            .and_then(|line| line.strip_suffix(']'))
-        {
-            section = name.trim().to_owned();
-        } else if let Some((key, value)) = line.split_once('=')
-            && key.trim() == "name"
-        {
-            let value = value.trim().trim_matches('"').to_owned();
-            match section.as_str() {
-                "package" => package = Some(value),
-                "lib" => library = Some(value),
-                _ => {}
+        if let Some(rest) = line.strip_prefix('[') {
+            section = rest.split(']').next().unwrap_or_default().trim().to_owned();
+            continue;
+        }
+        let Some((key, value)) = line.split_once('=') else {
+            continue;
+        };
+        if line.starts_with('#') {
+            continue;
+        }
+        for quotes in ["\"\"\"", "'''"] {
+            if value.matches(quotes).count() == 1 {
+                lines.find(|line| line.contains(quotes));
             }
+        }
+        let key = key.split('.').map(str::trim);
+        let key: Vec<&str> = section
+            .split('.')
+            .filter(|s| !s.is_empty())
+            .chain(key)
+            .collect();
+        match key[..] {
+            ["package", "name"] => package = text_of(value),
+            ["lib", "name"] => library = text_of(value),
+            _ => {}
         }
     }
     let package = package?;
     let library = library.unwrap_or_else(|| package.replace('-', "_"));
     Some((package, library))
+}
+
+/// A quoted text; what stands behind it, such as a comment, is not part of it.
+fn text_of(value: &str) -> Option<String> {
+    let value = value.trim();
+    let quote = value
+        .chars()
+        .next()
+        .filter(|first| ['"', '\''].contains(first))?;
+    let (text, _) = value[1..].split_once(quote)?;
+    Some(text.to_owned())
 }
 
 fn by_name(name: &str, places: &Places) -> Result<PathBuf, ResolveError> {
@@ -231,16 +281,19 @@ fn by_name(name: &str, places: &Places) -> Result<PathBuf, ResolveError> {
     } else {
         available.join(", ")
     };
+    let hint = if Path::new(name).is_file() {
+        // Only a hint: taking it would be looking in the current folder.
+        Some(format!("for the file in this folder, write ./{name}"))
+    } else {
+        let is_crate = Path::new("plugins").join(name).join("Cargo.toml").is_file();
+        is_crate.then(|| format!("cargo build --release -p kvd-{name}"))
+    };
     Err(ResolveError {
         message: format!(
             "not found; looked in: {}  (available: {available})",
             looked.join(", ")
         ),
-        hint: Path::new("plugins")
-            .join(name)
-            .join("Cargo.toml")
-            .is_file()
-            .then(|| format!("cargo build --release -p kvd-{name}")),
+        hint,
     })
 }
 
@@ -333,5 +386,105 @@ mod tests {
         let error = resolve("rdb", &places(dir.path())).unwrap_err().to_string();
         assert!(error.starts_with("not found; looked in: "), "{error}");
         assert!(error.ends_with("(available: redb)"), "{error}");
+    }
+
+    #[test]
+    fn a_bare_name_is_not_looked_for_in_the_current_folder() {
+        // Tests run in the crate's own folder, where there is a file and a folder of this name.
+        for name in ["Cargo.toml", "src"] {
+            assert!(Path::new(name).exists());
+            let error = resolve(name, &Places::default()).unwrap_err();
+            assert!(error.to_string().starts_with("not found"), "{error}");
+        }
+        let error = resolve("Cargo.toml", &Places::default()).unwrap_err();
+        assert_eq!(
+            error.hint(),
+            Some("for the file in this folder, write ./Cargo.toml")
+        );
+        assert!(resolve("./Cargo.toml", &Places::default()).is_ok());
+    }
+
+    #[test]
+    fn a_crate_is_found_beside_the_executable_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let krate = dir.path().join("mine");
+        std::fs::create_dir_all(&krate).unwrap();
+        std::fs::write(krate.join("Cargo.toml"), "[package]\nname = \"kvd-mine\"\n").unwrap();
+        touch(krate.join("target/release/libkvd_mine.so"));
+        let beside = touch(dir.path().join("bin/libkvd_mine.so"));
+        let exe = dir.path().join("bin");
+        assert_eq!(resolve(krate.to_str().unwrap(), &places(&exe)), Ok(beside));
+    }
+
+    #[test]
+    fn a_folder_gives_its_only_plugin() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = format!("{}/", dir.path().display());
+        touch(dir.path().join("other.so"));
+        touch(dir.path().join("libreadme.txt"));
+        let error = resolve(&spec, &Places::default()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the folder holds neither a library nor a crate"
+        );
+        let mine = touch(dir.path().join("libmine.so"));
+        assert_eq!(resolve(&spec, &Places::default()), Ok(mine.clone()));
+        touch(dir.path().join("libhelper.so"));
+        let error = resolve(&spec, &Places::default()).unwrap_err();
+        assert!(
+            error.to_string().starts_with("more than one library"),
+            "{error}"
+        );
+        std::fs::write(&mine, b"\x7fELF KVD_PLUGIN_MANIFEST\0").unwrap();
+        assert_eq!(resolve(&spec, &Places::default()), Ok(mine.clone()));
+        std::fs::copy(&mine, dir.path().join("libthird.so")).unwrap();
+        let error = resolve(&spec, &Places::default()).unwrap_err().to_string();
+        assert!(
+            error.contains("libmine.so") && error.contains("libthird.so"),
+            "{error}"
+        );
+        assert!(!error.contains("libhelper.so"), "{error}");
+    }
+
+    #[test]
+    fn names_are_read_from_a_manifest_as_people_write_it() {
+        let names = |text: &str| {
+            let (package, library) = names_in(text)?;
+            Some(format!("{package} {library}"))
+        };
+        for (text, expected) in [
+            ("[package]\nname = \"a-b\"\n", Some("a-b a_b")),
+            (
+                "[package] # mine\nname = \"a-b\" # not \"c\"\n",
+                Some("a-b a_b"),
+            ),
+            ("[ package ]\n\tname='a#b'#c\n", Some("a#b a#b")),
+            (
+                "[package]\nname = \"a\"\n[lib]\nname = \"l\" # x\n",
+                Some("a l"),
+            ),
+            (
+                "[lib]\nname = \"l\"\n[package]\nname = \"a\"\n",
+                Some("a l"),
+            ),
+            ("package.name = \"a\"\nlib . name = \"l\"\n", Some("a l")),
+            ("[package]\n# name = \"b\"\nname = \"a\"\n", Some("a a")),
+            (
+                "[package]\nname = \"a\"\n[[bin]]\nname = \"b\"\n",
+                Some("a a"),
+            ),
+            (
+                "[package]\nname = \"a\"\n[package.metadata.x]\nname = \"b\"\n",
+                Some("a a"),
+            ),
+            (
+                "[package]\nname = \"a\"\ndescription = \"\"\"\nname = \"b\"\n\"\"\"\nedition = \"2024\"\n",
+                Some("a a"),
+            ),
+            ("[package]\nversion = \"1\"\n", None),
+            ("[workspace]\n", None),
+        ] {
+            assert_eq!(names(text).as_deref(), expected, "{text}");
+        }
     }
 }

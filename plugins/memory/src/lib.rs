@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use kvd_plugin_api::{Backend, Caps, Feed, Flow, Mark, Op, OpenContext, Range, Result, View};
 
@@ -37,15 +37,15 @@ impl Backend for Memory {
     }
 
     fn mark(&self) -> Result<Mark> {
-        Ok(self.contents().mark)
+        Ok(self.contents().mark.clone())
     }
 
     fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        MemoryView(self.contents()).get(key, out)
+        self.contents().get(key, out)
     }
 
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
-        MemoryView(self.contents()).scan(range, out)
+        self.contents().scan(range, out)
     }
 
     fn write(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
@@ -72,7 +72,7 @@ impl Backend for Memory {
     }
 
     fn view(&self) -> Result<MemoryView> {
-        Ok(MemoryView(self.contents()))
+        Ok(MemoryView(self.contents().clone()))
     }
 
     fn replace(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
@@ -88,30 +88,26 @@ impl Backend for Memory {
 }
 
 impl Memory {
-    fn contents(&self) -> Contents {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    /// What is there now; a write waits until this is let go.
+    ///
+    /// A read holds it instead of taking a handle of its own: a second handle would make the next
+    /// write copy everything.
+    fn contents(&self) -> RwLockReadGuard<'_, Contents> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl View for MemoryView {
-    fn mark(&self) -> &Mark {
-        &self.0.mark
-    }
-
+impl Contents {
     fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        Ok(self.0.entries.get(key).map(|value| out(value)).is_some())
+        Ok(self.entries.get(key).map(|value| out(value)).is_some())
     }
 
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
-        let end = range.to.map_or(Bound::Unbounded, Bound::Excluded);
         if range.to.is_some_and(|to| to <= range.from) {
             return Ok(());
         }
+        let end = range.to.map_or(Bound::Unbounded, Bound::Excluded);
         let mut entries = self
-            .0
             .entries
             .range::<[u8], _>((Bound::Included(range.from), end));
         loop {
@@ -125,5 +121,19 @@ impl View for MemoryView {
                 _ => return Ok(()),
             }
         }
+    }
+}
+
+impl View for MemoryView {
+    fn mark(&self) -> &Mark {
+        &self.0.mark
+    }
+
+    fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        self.0.get(key, out)
+    }
+
+    fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
+        self.0.scan(range, out)
     }
 }
