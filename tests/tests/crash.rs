@@ -88,7 +88,7 @@ impl Drop for StopAtEnd<'_> {
 }
 
 /// Runs writers, lets `crash` happen in the middle of them, and checks everything afterwards.
-fn survive(nodes: &mut Vec<Node>, writes: &Writes, crash: impl FnOnce(&mut Vec<Node>)) {
+fn survive(nodes: &mut [Node], writes: &Writes, crash: impl FnOnce(&mut [Node])) {
     let addrs: Vec<String> = nodes.iter().map(Node::addr).collect();
     let stop = AtomicBool::new(false);
     let before = writes.count();
@@ -112,14 +112,14 @@ fn survive(nodes: &mut Vec<Node>, writes: &Writes, crash: impl FnOnce(&mut Vec<N
     );
 }
 
-fn kill_the_leader(nodes: &mut Vec<Node>) {
+fn kill_the_leader(nodes: &mut [Node]) {
     let first = leader(nodes);
     nodes[first].kill();
     leader(nodes);
     nodes[first].start();
 }
 
-fn kill_all(nodes: &mut Vec<Node>) {
+fn kill_all(nodes: &mut [Node]) {
     for node in nodes.iter_mut() {
         node.kill();
     }
@@ -194,10 +194,10 @@ fn small_logs(root: &Path, backends: &[&str]) -> Vec<Node> {
 fn write_beyond(nodes: &[Node], index: u64) {
     let first = leader(nodes);
     let mut client = nodes[first].client();
-    let value = "x".repeat(10_000);
+    let value = "x".repeat(40_000);
     let mut n = 0;
     until("the leader cuts its log", || {
-        for _ in 0..100 {
+        for _ in 0..20 {
             n += 1;
             assert_eq!(
                 client.call(&["SET", &format!("large:{}", n % 50), &value]),
