@@ -30,6 +30,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) fn run(config: Config) -> Result<(), Failed> {
     start_logging(config.log_level);
     end_on_panic();
+    raise_file_limit(config.maxclients);
     let auth = auth_of(&config)?;
     let io_runtime = tokio::runtime::Builder::new_multi_thread()
         .thread_name("kvd-io")
@@ -276,6 +277,38 @@ fn start_failed(error: StartError) -> Failed {
         | StartError::State(_) => Failed::new(exit::CONFIG, error),
         StartError::Io(_) => Failed::new(exit::IO, error),
         StartError::Raft(_) => Failed::new(exit::PANIC, error),
+    }
+}
+
+/// Each client is a file to the operating system, whose usual limit is lower than ours.
+fn raise_file_limit(maxclients: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // Beside clients: peers, the log's chunks, the engine's files.
+    const OTHER_FILES: u64 = 1024;
+    let wanted = maxclients as u64 + OTHER_FILES;
+    let limit = getrlimit(Resource::Nofile);
+    let enough = |current: Option<u64>| current.is_none_or(|current| current >= wanted);
+    if enough(limit.current) {
+        return;
+    }
+    let raised = limit.maximum.map_or(wanted, |maximum| wanted.min(maximum));
+    let set = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: Some(raised),
+            maximum: limit.maximum,
+        },
+    );
+    if set.is_err() || raised < wanted {
+        tracing::warn!(
+            files = if set.is_err() {
+                limit.current
+            } else {
+                Some(raised)
+            },
+            wanted,
+            "the limit on open files is too low for maxclients"
+        );
     }
 }
 

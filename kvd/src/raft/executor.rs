@@ -13,12 +13,15 @@ use super::entry::{self, Group, Rule, Stamp};
 use super::position::Position;
 use super::types::{Applied, Entry, StoredMembership};
 use crate::command::{self, Call, Kind};
-use crate::keyspace::{Failure, Limits, Txn};
+use crate::keyspace::{Failure, Limits, State, Txn, sweep};
 use crate::resp::Reply;
 use crate::storage::{self, Store};
 
 /// How many due keys one entry removes, so that a wave of expiries cannot make an entry long.
 pub const REMOVED_PER_ENTRY_MAX: usize = 256;
+
+/// How many leftovers of earlier epochs are removed at once, between entries.
+pub const SWEPT_AT_ONCE_MAX: usize = 1024;
 
 /// kvd's own command that sets a value of the cluster's bookkeeping: name, value.
 pub const META_SET: &[u8] = b"META.SET";
@@ -48,6 +51,8 @@ pub struct Executor {
     position: Position,
     limits: Limits,
     due_left: bool,
+    /// Nothing is left of epochs before this one.
+    swept: u32,
 }
 
 /// What one entry gave, and the groups it came from.
@@ -71,6 +76,7 @@ impl Executor {
             position,
             limits,
             due_left: false,
+            swept: 0,
         })
     }
 
@@ -97,6 +103,30 @@ impl Executor {
     pub fn reload(&mut self) -> Result<(), Stop> {
         self.position = read_position(&self.store)?;
         Ok(())
+    }
+
+    /// Removes a little of what earlier epochs left behind; returns whether more is left.
+    ///
+    /// No reader, digest or snapshot sees it, so every node does it in its own time.
+    ///
+    /// # Errors
+    ///
+    /// The engine's failure.
+    pub fn sweep(&mut self) -> Result<bool, Stop> {
+        let epoch = State::read(&**self.store.engine()).map_err(stop)?.epoch;
+        if epoch == self.swept {
+            return Ok(false);
+        }
+        let leftovers = sweep(&**self.store.engine(), epoch, SWEPT_AT_ONCE_MAX).map_err(stop)?;
+        if leftovers.entries > 0 {
+            self.store
+                .write(&leftovers.ops(), &self.position.to_mark())?;
+        }
+        if leftovers.entries < SWEPT_AT_ONCE_MAX {
+            self.swept = epoch;
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Carries out `entries` in order and writes their changes as one batch.

@@ -65,6 +65,9 @@ enum Job {
         spool: Spool,
         done: oneshot::Sender<io::Result<()>>,
     },
+    Sweep {
+        done: oneshot::Sender<bool>,
+    },
     Close {
         done: oneshot::Sender<io::Result<()>>,
     },
@@ -239,6 +242,13 @@ impl StateMachine {
         Ok(position)
     }
 
+    /// Removes a little of what FLUSHALL left behind; returns whether more is left.
+    pub async fn sweep(&self) -> bool {
+        let (done, wait) = oneshot::channel();
+        self.inner.apply.submit(Job::Sweep { done });
+        wait.await.unwrap_or(false)
+    }
+
     /// Removes received snapshot files that the log has moved past.
     ///
     /// # Errors
@@ -359,6 +369,16 @@ fn run(
                 Err(error) => fail(format!("snapshot installation: {error}"), done),
             }
         }
+        Job::Sweep { done } => match executor.sweep() {
+            Ok(more) => {
+                let _ = done.send(more);
+                true
+            }
+            Err(stop) => {
+                observer.stopped(&stop.to_string());
+                false
+            }
+        },
         Job::Close { done } => {
             let closed = executor.store().engine().close();
             drop(done.send(closed.map_err(|error| io::Error::other(error.to_string()))));
