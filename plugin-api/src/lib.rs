@@ -3,6 +3,8 @@
 mod backend;
 mod gen_dir;
 mod options;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
 mod types;
 
 pub use backend::{Backend, Feed, Flow, Mark, NoView, Op, OpenContext, Range, View};
