@@ -265,6 +265,8 @@ mod logging;
 #[doc(hidden)]
 pub mod manifest;
 mod options;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
 mod types;
 
 pub use backend::{Backend, Feed, Flow, Mark, NoView, Op, OpenContext, Range, View};
