@@ -1,4 +1,4 @@
-//! Tests of kvd as a whole.
+//! Tests of kvd as a whole, one binary for all.
 
 #![allow(
     clippy::disallowed_methods,
@@ -7,3 +7,5 @@
 
 mod cluster;
 mod crash;
+mod licences;
+mod readme;
