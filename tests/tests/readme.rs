@@ -199,7 +199,7 @@ impl Reader {
         };
         let group = Pid::from_child(&server);
         // It may have ended by itself.
-        drop(kill_process_group(group, Signal::INT));
+        let _ = kill_process_group(group, Signal::INT);
         server.wait().unwrap();
         // A runner may be gone before the nodes that it started.
         until("the nodes of the README have stopped", || {
@@ -282,7 +282,7 @@ impl Reader {
 impl Drop for Reader {
     fn drop(&mut self) {
         if let Some(mut server) = self.server.take() {
-            drop(kill_process_group(Pid::from_child(&server), Signal::KILL));
+            let _ = kill_process_group(Pid::from_child(&server), Signal::KILL);
             drop(server.wait());
         }
     }
