@@ -25,6 +25,8 @@ const RUN_BYTES_MAX: usize = 1 << 20;
 const WRITE_BYTES: usize = 256 << 10;
 /// Reads of a run go on in another step once their replies take so much.
 const READ_BYTES_MAX: usize = 16 << 20;
+/// Reads that may ride with writes in one group: their replies wait in memory together.
+const RIDING_READS_MAX: usize = 128;
 /// Reads that may run on a socket's thread in one go.
 const INLINE_READS_MAX: usize = 64;
 /// Room for input is made in steps of this size, whatever a client promises.
@@ -79,6 +81,7 @@ pub(super) struct Connection<S: Service> {
     pub(super) watched: Vec<(Bytes, u64)>,
     items: Vec<Item>,
     run_bytes: usize,
+    run_reads: usize,
     run_writes: bool,
     run_costly: bool,
     pub(super) closing: bool,
@@ -107,6 +110,7 @@ impl<S: Service> Connection<S> {
             watched: Vec::new(),
             items: Vec::new(),
             run_bytes: 0,
+            run_reads: 0,
             run_writes: false,
             run_costly: false,
             closing: false,
@@ -286,6 +290,12 @@ impl<S: Service> Connection<S> {
         {
             self.finish_run().await?;
         }
+        // Reads beside a write are carried out by the apply worker, which holds their replies.
+        let rides = self.run_writes || spec.is_write();
+        if rides && self.run_reads >= RIDING_READS_MAX {
+            self.finish_run().await?;
+        }
+        self.run_reads += usize::from(!spec.is_write());
         self.run_writes |= spec.is_write();
         self.run_costly |= costly && spec.is_read();
         self.run_bytes += request.bytes();
@@ -317,7 +327,7 @@ impl<S: Service> Connection<S> {
         if let Some(reply) = reply {
             self.put(&reply);
         }
-        Ok(())
+        self.relieve().await
     }
 
     fn group_bytes_max(&self) -> usize {
@@ -339,7 +349,7 @@ impl<S: Service> Connection<S> {
     async fn finish_run(&mut self) -> Result<(), Gone> {
         let items = std::mem::take(&mut self.items);
         let writes = std::mem::take(&mut self.run_writes);
-        (self.run_bytes, self.run_costly) = (0, false);
+        (self.run_bytes, self.run_reads, self.run_costly) = (0, 0, false);
         if items.is_empty() {
             return Ok(());
         }
@@ -368,7 +378,11 @@ impl<S: Service> Connection<S> {
         let writes = writes && requests.iter().any(|request| request.spec.is_write());
         let mut order = order.into_iter();
         if writes {
-            let mut replies = self.propose(&requests, &[]).await.into_iter();
+            let replies = match self.propose(&requests, &[]).await {
+                Ok(replies) => replies,
+                Err(reply) => vec![reply; requests.len()],
+            };
+            let mut replies = replies.into_iter();
             self.count(&requests, started);
             for answer in order {
                 let reply = answer.or_else(|| replies.next()).unwrap_or_else(internal);
@@ -416,7 +430,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    fn leader_elsewhere(&self) -> Option<String> {
+    pub(super) fn leader_elsewhere(&self) -> Option<String> {
         let redirects = match self.shared.settings().follower_writes {
             RedirectMode::Auto => self.aware,
             RedirectMode::Forward => false,
@@ -445,12 +459,12 @@ impl<S: Service> Connection<S> {
     }
 
     /// Proposes requests as one group; one reply for each, or a single null for a precondition
-    /// that did not hold.
+    /// that did not hold. An error is one for all of them: it says what became of the group.
     pub(super) async fn propose(
         &mut self,
         requests: &[Request],
         watched: &[(Bytes, u64)],
-    ) -> Vec<Reply> {
+    ) -> Result<Vec<Reply>, Reply> {
         let mut group = GroupBuilder::new(Rule::Each);
         for (key, modified) in watched {
             group.require(key, *modified);
@@ -458,13 +472,9 @@ impl<S: Service> Connection<S> {
         for request in requests {
             group.command(&request.args);
         }
-        match self.shared.service.propose(group.finish()).await {
-            Ok(written) => {
-                self.last_write = self.last_write.max(written.index);
-                written.replies
-            }
-            Err(reply) => vec![reply; requests.len()],
-        }
+        let written = self.shared.service.propose(group.finish()).await?;
+        self.last_write = self.last_write.max(written.index);
+        Ok(written.replies)
     }
 
     pub(super) fn read_level(&self) -> ReadLevel {

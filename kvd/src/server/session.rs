@@ -6,7 +6,7 @@ use super::connection::{Connection, Queue, internal, modified};
 use super::{Service, cluster, info};
 use crate::command::effect::{Client, ClientKind, Config, Credentials, Effect, Hello};
 use crate::command::{self, Kind};
-use crate::node::{JoinRequest, ReadLevel, RedirectMode, Role};
+use crate::node::{JoinRequest, ReadLevel, Role};
 use crate::resp::{Protocol, Reply, glob};
 
 impl<S: Service> Connection<S> {
@@ -160,18 +160,11 @@ impl<S: Service> Connection<S> {
         if queue.failed {
             return Reply::error("EXECABORT Transaction discarded because of previous errors.");
         }
-        let leader = if self.aware {
-            self.shared.service.redirect()
-        } else {
-            None
-        };
-        let leader = leader.map(|member| member.client_addr);
-        let forwards = self.shared.settings().follower_writes == RedirectMode::Forward;
-        if !forwards
-            && let Some(moved) = queue
-                .requests
-                .iter()
-                .find_map(|r| self.redirected(r, leader.as_deref()))
+        let leader = self.leader_elsewhere();
+        if let Some(moved) = queue
+            .requests
+            .iter()
+            .find_map(|r| self.redirected(r, leader.as_deref()))
         {
             return moved;
         }
@@ -194,7 +187,10 @@ impl<S: Service> Connection<S> {
         }
         let count = data.len();
         let replies = if writes {
-            self.propose(&data, &watched).await
+            match self.propose(&data, &watched).await {
+                Ok(replies) => replies,
+                Err(reply) => return reply,
+            }
         } else if count > 0 || !watched.is_empty() {
             self.read_if(data, watched, usize::MAX).await.1
         } else {
@@ -203,8 +199,7 @@ impl<S: Service> Connection<S> {
         if replies == [Reply::NullArray] {
             return Reply::NullArray;
         }
-        // One error for all of them comes from the node, not from the commands: nothing ran, or
-        // nobody knows.
+        // One error for all reads comes from the node, not from the commands: nothing ran.
         if let Some(first @ Reply::Error(_)) = replies.first()
             && matches!(
                 first.error_prefix(),

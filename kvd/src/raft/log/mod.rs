@@ -20,3 +20,6 @@ pub use journal::{FileJournal, Flushed, Journal, JournalState, MemoryDisk, Memor
 pub use record::Body;
 pub use restart::{RestartError, RestartState, check_restart};
 pub use store::{LogStats, LogStore};
+
+#[cfg(test)]
+mod suite_tests;
