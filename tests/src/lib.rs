@@ -329,6 +329,15 @@ impl Client {
         self.stream.write_all(bytes)
     }
 
+    /// A second handle on the connection, for sending while replies are read.
+    ///
+    /// # Panics
+    ///
+    /// The operating system gives none.
+    pub fn split_writer(&self) -> TcpStream {
+        self.stream.try_clone().expect("a socket can be shared")
+    }
+
     /// The next reply.
     ///
     /// # Errors

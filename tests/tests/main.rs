@@ -6,6 +6,9 @@
 )]
 
 mod cluster;
+mod commands;
 mod crash;
 mod licences;
+mod limits;
 mod readme;
+mod starting;

@@ -1,0 +1,164 @@
+//! Starting and stopping: what works, and what a wrong start says.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use kvd::exit;
+use kvd::resp::Reply;
+use kvd_tests::{Node, alone, built, free_port};
+
+/// Runs kvd until it ends by itself.
+fn kvd(args: &[&str]) -> Output {
+    Command::new(built().join("kvd"))
+        .args(args)
+        .output()
+        .expect("kvd starts")
+}
+
+/// A start that must fail: its exit code, and one clear line, perhaps with a hint.
+#[track_caller]
+fn refused(args: &[&str], code: i32, part: &str) {
+    let output = kvd(args);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+    let said: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("kvd: "))
+        .collect();
+    assert_eq!(said.len(), 1, "{args:?}: {text}");
+    assert!(said[0].contains(part), "{args:?}: {text}");
+    assert!(
+        !text.contains("panicked") && !text.contains("backtrace"),
+        "{text}"
+    );
+}
+
+/// Flags with addresses that nobody uses.
+fn elsewhere() -> [String; 2] {
+    [
+        format!("--addr=127.0.0.1:{}", free_port()),
+        format!("--raft-addr=127.0.0.1:{}", free_port()),
+    ]
+}
+
+fn refused_in(dir: &Path, extra: &[&str], code: i32, part: &str) {
+    let addresses = elsewhere();
+    let mut args: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    args.extend(extra);
+    args.push(dir.to_str().unwrap());
+    refused(&args, code, part);
+}
+
+#[test]
+fn every_engine_serves_and_keeps_what_was_written_over_an_orderly_stop() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    for backend in ["redb", "sled", "memory", "plugins/redb"] {
+        let mut node = Node::new(temp.path(), &backend.replace('/', "-"), backend);
+        node.start();
+        assert_eq!(node.client().call(&["SET", "a", "42"]), Reply::Ok);
+        assert_eq!(node.terminate(), Some(exit::OK), "{}", node.log());
+        node.start();
+        assert_eq!(
+            node.client().call(&["GET", "a"]),
+            Reply::bulk("42"),
+            "{backend}"
+        );
+    }
+}
+
+#[test]
+fn wrong_plugins_are_refused_in_one_line() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("data");
+    refused_in(
+        &dir,
+        &["--backend", "plugins/nope"],
+        exit::CONFIG,
+        "backend 'plugins/nope': not found",
+    );
+    let text = temp.path().join("notes.so");
+    std::fs::write(&text, "not a library").unwrap();
+    refused_in(
+        &dir,
+        &["--backend", text.to_str().unwrap()],
+        exit::CONFIG,
+        "not a shared library",
+    );
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let libc = maps
+        .lines()
+        .find_map(|line| {
+            line.split_whitespace()
+                .nth(5)
+                .filter(|path| path.contains("/libc.so"))
+        })
+        .expect("the tests are linked with libc");
+    refused_in(&dir, &["--backend", libc], exit::CONFIG, "not a kvd plugin");
+    refused_in(&dir, &["--backend-opt", "cash=1GiB"], exit::CONFIG, "cash");
+}
+
+#[test]
+fn a_directory_of_another_engine_is_refused() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut node = Node::new(temp.path(), "data", "redb");
+    node.start();
+    node.kill();
+    refused_in(
+        &node.dir,
+        &["--backend", "sled"],
+        exit::CONFIG,
+        "was written by backend 'redb'",
+    );
+}
+
+#[test]
+fn a_port_or_directory_in_use_is_named() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut node = Node::new(temp.path(), "data", "redb");
+    node.start();
+    refused_in(&node.dir, &[], exit::LOCKED, "is in use by another process");
+    let port = format!("--addr={}", node.addr());
+    let raft = format!("--raft-addr=127.0.0.1:{}", free_port());
+    let other = temp.path().join("other");
+    refused(
+        &[&port, &raft, other.to_str().unwrap()],
+        exit::ADDRESS,
+        "is in use by another process",
+    );
+}
+
+#[test]
+fn wrong_flags_are_named() {
+    let _alone = alone();
+    refused(&["--nope"], exit::USAGE, "'--nope'");
+    refused(
+        &["--addr", "nowhere"],
+        exit::USAGE,
+        "addr 'nowhere' is not HOST:PORT",
+    );
+    refused(
+        &["--raft-addr", "0.0.0.0:19000"],
+        exit::USAGE,
+        "can be reached from elsewhere, and there is no cluster secret",
+    );
+}
+
+#[test]
+fn a_plugin_says_what_it_offers() {
+    let _alone = alone();
+    for backend in ["redb", "sled", "memory"] {
+        built();
+        let output = kvd(&["plugin", "info", backend]);
+        assert_eq!(output.status.code(), Some(exit::OK));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            text.contains(&format!("name          {backend} ")),
+            "{text}"
+        );
+        assert!(text.contains("capabilities"), "{text}");
+    }
+}
