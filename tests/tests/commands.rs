@@ -72,6 +72,7 @@ fn redis_answers_the_same_scripts_the_same() {
             "--bind",
             "127.0.0.1",
         ])
+        .args(["--enable-debug-command", "yes"])
         .current_dir(temp.path())
         .stdout(Stdio::null())
         .spawn();

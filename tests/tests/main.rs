@@ -5,6 +5,7 @@
     reason = "tests of real processes live in real time"
 )]
 
+mod clients;
 mod cluster;
 mod commands;
 mod crash;
