@@ -227,7 +227,7 @@ fn long_keys_are_kept<B: Backend>(kit: &Kit<'_, B>) -> Verdict {
 
 fn refused_batch_changes_nothing<B: Backend>(kit: &Kit<'_, B>) -> Verdict {
     let mut refused: Vec<(&str, Vec<(Vec<u8>, Vec<u8>)>)> = Vec::new();
-    let above = |limit: u64| (limit < VALUE_BYTES_TRIED).then_some(limit as usize + 1);
+    let above = |limit: u64| (limit < VALUE_BYTES_TRIED).then(|| limit as usize + 1);
     if let Some(bytes) = above(B::LIMITS.key_bytes_max) {
         refused.push(("key", vec![(vec![b'k'; bytes], b"value".to_vec())]));
     }

@@ -137,3 +137,13 @@ impl View for MemoryView {
         self.0.scan(range, out)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Memory;
+
+    #[test]
+    fn conforms_to_the_contract() {
+        kvd_plugin_api::testkit::check::<Memory>(&[]);
+    }
+}

@@ -547,3 +547,8 @@ fn options_are_checked_when_opening() {
         );
     }
 }
+
+#[test]
+fn conforms_to_the_contract() {
+    kvd_plugin_api::testkit::check::<RedbBackend>(&[]);
+}

@@ -366,3 +366,8 @@ fn options_are_checked_when_opening() {
         );
     }
 }
+
+#[test]
+fn conforms_to_the_contract() {
+    kvd_plugin_api::testkit::check::<SledBackend>(&[]);
+}
