@@ -560,6 +560,12 @@ impl Shared {
             )
         };
         let engine = (self.open_engine)(&engine_dir).map_err(StartError::Engine)?;
+        if !self.keyspace_limits().fit(&engine.limits()) {
+            return Err(StartError::Engine(format!(
+                "'{}' stores less than the limits of this node; lower --max-entry-bytes",
+                engine.name()
+            )));
+        }
         let store = Arc::new(Store::new(engine));
         if store.views_block_writes() {
             tracing::warn!(
