@@ -19,3 +19,6 @@ pub use types::{
 
 /// Raft over kvd's own state machine.
 pub type Raft = openraft::Raft<TypeConfig, state_machine::StateMachine>;
+
+#[cfg(test)]
+mod suite_tests;

@@ -114,6 +114,17 @@ impl SnapshotDir {
         Ok(())
     }
 
+    /// Verifies a file on the same file system and makes it one of this directory's complete ones.
+    ///
+    /// # Errors
+    ///
+    /// The file is damaged, or syncing or renaming failed.
+    pub fn take_in(&self, spool: Spool) -> io::Result<Spool> {
+        let mark = verify(&spool.path)?;
+        let position = Position::from_mark(&mark).map_err(io::Error::other)?;
+        self.finish(&position, spool)
+    }
+
     fn finish(&self, position: &Position, mut spool: Spool) -> io::Result<Spool> {
         File::open(&spool.path)?.sync_all()?;
         let term = position.log_id.map_or(0, |id| id.leader_id.term);

@@ -489,10 +489,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         _meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> io::Result<()> {
-        let SnapshotData::Spool(spool) = snapshot else {
-            // openraft hands back the state's own snapshot at start when it is newer than the
-            // mark; ours never is, since a newer file is installed before openraft starts.
-            return Ok(());
+        let spool = match snapshot {
+            SnapshotData::Spool(spool) => spool,
+            // Another state machine of this process: its state goes through a file as well, so
+            // that a crash in the middle finds it whole.
+            SnapshotData::Live(source) => self.inner.dir.take_in(source.spool().await?.1)?,
         };
         let (done, wait) = oneshot::channel();
         self.inner.apply.submit(Job::Install { spool, done });
