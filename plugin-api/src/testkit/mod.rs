@@ -90,7 +90,13 @@ pub fn run<B: Backend>(options: &[(&str, &str)]) -> Report {
         engine: B::NAME,
         outcomes: Vec::new(),
     };
-    for stage in [clauses::first(), clauses::main(), model::clauses()] {
+    let stages = [
+        clauses::options(),
+        clauses::first(),
+        clauses::main(),
+        model::clauses(),
+    ];
+    for stage in stages {
         let is_ok = report.is_ok();
         for clause in stage {
             let outcome = if !is_ok {

@@ -32,6 +32,11 @@ fn open(dir: &Path) -> Result<SledBackend> {
 }
 
 #[test]
+fn conforms() {
+    kvd_plugin_api::testkit::check::<SledBackend>(&[("cache_capacity", "16MiB")]);
+}
+
+#[test]
 fn killed_process_loses_nothing_that_was_synced() {
     kill_loop::run(
         "tests::killed_process_loses_nothing_that_was_synced",
