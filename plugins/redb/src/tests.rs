@@ -36,7 +36,7 @@ fn get(view: &impl View, key: &[u8]) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn conforms() {
+fn conforms_to_the_contract() {
     kvd_plugin_api::testkit::check::<RedbBackend>(&[("cache_size", "16MiB")]);
 }
 
@@ -551,9 +551,4 @@ fn options_are_checked_when_opening() {
             "{wrong:?}"
         );
     }
-}
-
-#[test]
-fn conforms_to_the_contract() {
-    kvd_plugin_api::testkit::check::<RedbBackend>(&[]);
 }

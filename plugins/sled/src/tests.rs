@@ -32,7 +32,7 @@ fn open(dir: &Path) -> Result<SledBackend> {
 }
 
 #[test]
-fn conforms() {
+fn conforms_to_the_contract() {
     kvd_plugin_api::testkit::check::<SledBackend>(&[("cache_capacity", "16MiB")]);
 }
 
@@ -370,9 +370,4 @@ fn options_are_checked_when_opening() {
             "{wrong:?}"
         );
     }
-}
-
-#[test]
-fn conforms_to_the_contract() {
-    kvd_plugin_api::testkit::check::<SledBackend>(&[]);
 }
