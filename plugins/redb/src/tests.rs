@@ -36,11 +36,6 @@ fn get(view: &impl View, key: &[u8]) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn conforms_to_the_contract() {
-    kvd_plugin_api::testkit::check::<RedbBackend>(&[("cache_size", "16MiB")]);
-}
-
-#[test]
 fn killed_process_loses_nothing_that_was_synced() {
     kill_loop::run(
         "tests::killed_process_loses_nothing_that_was_synced",

@@ -32,11 +32,6 @@ fn open(dir: &Path) -> Result<SledBackend> {
 }
 
 #[test]
-fn conforms_to_the_contract() {
-    kvd_plugin_api::testkit::check::<SledBackend>(&[("cache_capacity", "16MiB")]);
-}
-
-#[test]
 fn killed_process_loses_nothing_that_was_synced() {
     kill_loop::run(
         "tests::killed_process_loses_nothing_that_was_synced",
