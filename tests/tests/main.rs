@@ -11,5 +11,4 @@ mod commands;
 mod crash;
 mod licences;
 mod limits;
-mod readme;
 mod starting;
