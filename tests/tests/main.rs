@@ -8,4 +8,6 @@
 mod cluster;
 mod crash;
 mod licences;
+mod power;
+mod raft_suite;
 mod readme;
