@@ -18,6 +18,7 @@ use super::format::{self, Identity, OpenError};
 use super::journal::{FileJournal, Journal, JournalState};
 use super::record::Body;
 use super::restart::{RestartError, RestartState, check_restart};
+use crate::data_dir::sync_dir;
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
 
 /// One read for replication or apply returns entries of about this many bytes, and at least one.
@@ -25,6 +26,9 @@ pub(super) const READ_BYTES_MAX: usize = 1 << 20;
 
 /// The folder with the chunks, beside the `FORMAT` file.
 const CHUNKS: &str = "chunks";
+
+/// The log's own folder, the group's, and the one of all groups: they are made together.
+const FOLDERS_ABOVE_CHUNKS: usize = 3;
 
 /// Called once when the log has failed: one line that says what and where.
 pub(super) type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
@@ -110,10 +114,17 @@ impl LogStore {
     pub fn open(dir: &Path, identity: Identity, on_fatal: OnFatal) -> Result<Self, OpenError> {
         format::check(dir, identity)?;
         let chunks = dir.join(CHUNKS);
-        std::fs::create_dir_all(&chunks).map_err(|source| OpenError::Io {
+        let io_error = |source| OpenError::Io {
             dir: dir.to_owned(),
             source,
-        })?;
+        };
+        std::fs::create_dir_all(&chunks).map_err(io_error)?;
+        // A synced record is worth nothing in a folder whose own name a loss of power takes away.
+        for folder in dir.ancestors().take(FOLDERS_ABOVE_CHUNKS) {
+            if !folder.as_os_str().is_empty() {
+                sync_dir(folder).map_err(io_error)?;
+            }
+        }
         let before = newest_chunk(&chunks);
         let journal = FileJournal::open(&chunks).map_err(|source| match source.kind() {
             io::ErrorKind::InvalidData => OpenError::Damaged {
