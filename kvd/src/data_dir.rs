@@ -159,6 +159,10 @@ impl DataDir {
                         reason: "it is missing, but the directory holds data".to_owned(),
                     });
                 }
+                // Records that are synced later are worth nothing in a folder without a name.
+                if let Some(parent) = path.canonicalize().map_err(at(path))?.parent() {
+                    sync_dir(parent).map_err(at(parent))?;
+                }
                 new_identity(birth, random)
             }
             Err(source) => return Err(DataDirError::Io { path: file, source }),
@@ -180,13 +184,7 @@ impl DataDir {
             dir.finish_wipe()?;
         }
         dir.save()?;
-        for sub in [dir.log(), dir.engine(), dir.snapshots()] {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&sub)
-                .map_err(at(&sub))?;
-        }
+        dir.create_folders()?;
         Ok(dir)
     }
 
@@ -243,12 +241,26 @@ impl DataDir {
         })?;
         self.finish_wipe()?;
         self.save()?;
+        self.create_folders()
+    }
+
+    /// Makes the folders of log, engine and snapshots, with durable names. An earlier start may
+    /// have been cut off between the two, so those that are there are synced as well.
+    fn create_folders(&self) -> Result<(), DataDirError> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DataDirError::Io { path, source }
+        };
         for sub in [self.log(), self.engine(), self.snapshots()] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(&sub)
-                .map_err(|source| DataDirError::Io { path: sub, source })?;
+                .map_err(at(&sub))?;
+        }
+        for holder in ["groups/0", "groups", ""] {
+            let holder = self.path.join(holder);
+            sync_dir(&holder).map_err(at(&holder))?;
         }
         Ok(())
     }

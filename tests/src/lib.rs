@@ -115,6 +115,14 @@ impl Node {
         self
     }
 
+    /// Sets or removes an environment variable for later starts.
+    pub fn set_env(&mut self, name: &str, value: Option<&str>) {
+        self.envs.retain(|(known, _)| known != name);
+        if let Some(value) = value {
+            self.envs.push((name.to_owned(), value.to_owned()));
+        }
+    }
+
     /// Where clients reach it.
     pub fn addr(&self) -> String {
         format!("127.0.0.1:{}", self.port)

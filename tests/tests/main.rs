@@ -11,4 +11,7 @@ mod commands;
 mod crash;
 mod licences;
 mod limits;
+mod power;
+mod raft_suite;
+mod readme;
 mod starting;

@@ -18,6 +18,7 @@ use super::format::{self, Identity, OpenError};
 use super::journal::{FileJournal, Journal, JournalState};
 use super::record::Body;
 use super::restart::{RestartError, RestartState, check_restart};
+use crate::data_dir::sync_dir;
 use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
 
 /// One read for replication or apply returns entries of about this many bytes, and at least one.
@@ -110,10 +111,13 @@ impl LogStore {
     pub fn open(dir: &Path, identity: Identity, on_fatal: OnFatal) -> Result<Self, OpenError> {
         format::check(dir, identity)?;
         let chunks = dir.join(CHUNKS);
-        std::fs::create_dir_all(&chunks).map_err(|source| OpenError::Io {
+        let io_error = |source| OpenError::Io {
             dir: dir.to_owned(),
             source,
-        })?;
+        };
+        std::fs::create_dir_all(&chunks).map_err(io_error)?;
+        // A synced record is worth nothing in a folder whose own name a loss of power takes away.
+        sync_dir(dir).map_err(io_error)?;
         let before = newest_chunk(&chunks);
         let journal = FileJournal::open(&chunks).map_err(|source| match source.kind() {
             io::ErrorKind::InvalidData => OpenError::Damaged {
@@ -348,7 +352,20 @@ impl Inner {
         let own = shared.clone();
         let begun = journal.flush(Box::new(move |result| {
             let waiters = own.lock().expect("no panic while held").take();
-            inner.end(result, waiters.unwrap_or_default(), covered, began);
+            let waiters = waiters.unwrap_or_default();
+            let result = match result {
+                Ok(()) => {
+                    inner.end(covered, began);
+                    Ok(())
+                }
+                Err(error) => Err(inner.fail(&error, [])),
+            };
+            // Whoever is told may drop the last other handle, and open the files again: by then
+            // this thread, which cannot close them itself, must not have one.
+            drop(inner);
+            for waiter in waiters {
+                waiter.complete(&result);
+            }
         }));
         if let Err(error) = begun {
             let waiters = shared.lock().expect("no panic while held").take();
@@ -357,41 +374,26 @@ impl Inner {
     }
 
     /// Ends a flush, and begins the next where someone waits.
-    fn end(
-        self: &Arc<Self>,
-        result: io::Result<()>,
-        waiters: VecDeque<Waiter>,
-        covered: u64,
-        began: Instant,
-    ) {
-        if let Err(error) = result {
-            self.fail(&error, waiters);
-            return;
-        }
+    fn end(self: &Arc<Self>, covered: u64, began: Instant) {
         let us = began.elapsed().as_micros() as u64;
         self.metrics.flushes.fetch_add(1, Ordering::Relaxed);
         self.metrics.flush_us.fetch_add(us, Ordering::Relaxed);
         self.metrics.flush_us_max.fetch_max(us, Ordering::Relaxed);
-        {
-            // The next flush begins before anyone is told of this one: the disk need not wait.
-            let mut journal = self.journal.write().expect("no panic while held");
-            let mut waiting = self.waiting.lock().expect("no panic while held");
-            // A truncation since then has already lowered what counts.
-            let state = journal.state();
-            let covered = covered.min(next_index(state.last.max(state.purged)));
-            self.flushed.send_replace(covered);
-            waiting.flushing = false;
-            if !waiting.waiters.is_empty() {
-                self.begin(&mut **journal, &mut waiting);
-            }
-        }
-        for waiter in waiters {
-            waiter.complete(&Ok(()));
+        // The next flush begins before anyone is told of this one: the disk need not wait.
+        let mut journal = self.journal.write().expect("no panic while held");
+        let mut waiting = self.waiting.lock().expect("no panic while held");
+        // A truncation since then has already lowered what counts.
+        let state = journal.state();
+        let covered = covered.min(next_index(state.last.max(state.purged)));
+        self.flushed.send_replace(covered);
+        waiting.flushing = false;
+        if !waiting.waiters.is_empty() {
+            self.begin(&mut **journal, &mut waiting);
         }
     }
 
-    /// Stops the log for good.
-    fn fail(&self, error: &io::Error, waiters: impl IntoIterator<Item = Waiter>) {
+    /// Stops the log for good; returns why.
+    fn fail(&self, error: &io::Error, waiters: impl IntoIterator<Item = Waiter>) -> String {
         let reason = format!("the Raft log could not be written: {error}");
         if self.failed.set(reason.clone()).is_ok() {
             tracing::error!(
@@ -413,6 +415,7 @@ impl Inner {
             waiter.complete(&Err(reason.clone()));
         }
         (self.on_fatal)(&reason);
+        reason
     }
 }
 

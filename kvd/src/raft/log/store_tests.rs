@@ -99,6 +99,17 @@ async fn entries_votes_and_purges_survive_a_restart() {
     );
 }
 
+/// Whoever waited for the close may open the files before the flush's own thread runs on.
+#[tokio::test]
+async fn a_closed_log_can_be_opened_again_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..100 {
+        let log = open(dir.path()).unwrap();
+        log.close().await.unwrap();
+        drop(log);
+    }
+}
+
 #[tokio::test]
 async fn a_second_opening_is_refused_while_the_first_lives() {
     let dir = tempfile::tempdir().unwrap();
