@@ -281,6 +281,9 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the nodes of the README\n{}", self.log());
+        }
         if let Some(mut server) = self.server.take() {
             let _ = kill_process_group(Pid::from_child(&server), Signal::KILL);
             drop(server.wait());
