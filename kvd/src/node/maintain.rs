@@ -17,9 +17,6 @@ pub(super) const TICK_INTERVAL: Duration = Duration::from_millis(100);
 /// and how long an engine keeps pages that it has freed.
 pub(super) const SYNC_INTERVAL: Duration = Duration::from_secs(2);
 
-/// A follower that lags by at most this many entries is waited for before the log is cut.
-pub(super) const LOG_ENTRIES_KEPT: u64 = 4096;
-
 impl Core {
     /// Proposes a tick whenever an expiry is due and no write has carried the time there.
     pub(super) async fn run_ticks(self: Arc<Self>) {
@@ -67,6 +64,7 @@ impl Core {
         // What an earlier run left counts as well.
         let stats = self.log.stats();
         let (mut kept, mut cut_at) = (stats.bytes, stats.appended_bytes);
+        let mut last_cut = 0;
         loop {
             every.tick().await;
             let applied = self.machine.progress().borrow().index;
@@ -84,8 +82,9 @@ impl Core {
                 synced = Instant::now();
             }
             if too_long {
-                if !self.shorten_log().await {
-                    return;
+                match self.shorten_log(last_cut).await {
+                    Some(cut) => last_cut = cut,
+                    None => return,
                 }
                 (kept, cut_at) = (0, appended);
             }
@@ -96,15 +95,15 @@ impl Core {
         }
     }
 
-    /// Drops what the newest durable state covers, but keeps what live followers still need.
-    async fn shorten_log(&self) -> bool {
+    /// Drops what the newest durable state covers. What a follower still needs stays until the cut
+    /// after this one, so a member that is away costs at most as much log again; then it gets a
+    /// snapshot. Returns where this cut was due; none when Raft has ended.
+    async fn shorten_log(&self, last_cut: u64) -> Option<u64> {
         let durable = self
             .machine
             .durable()
             .map_or(0, |position| position.index());
-        if self.raft.trigger().snapshot().await.is_err() {
-            return false;
-        }
+        self.raft.trigger().snapshot().await.ok()?;
         let slowest = {
             let metrics = self.raft.data_metrics();
             let metrics = metrics.borrow_watched();
@@ -115,9 +114,10 @@ impl Core {
                     .min()
             })
         };
-        // A follower that lags by more gets a snapshot instead.
-        let near = slowest.filter(|slowest| slowest + LOG_ENTRIES_KEPT >= durable);
-        let upto = near.map_or(durable, |slowest| slowest.min(durable));
-        upto == 0 || self.raft.trigger().purge_log(upto).await.is_ok()
+        let upto = slowest.unwrap_or(durable).max(last_cut).min(durable);
+        if upto > 0 {
+            self.raft.trigger().purge_log(upto).await.ok()?;
+        }
+        Some(durable)
     }
 }
