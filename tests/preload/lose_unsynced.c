@@ -16,29 +16,12 @@
  * storage engines do, is not described by a length; see the test for what it does with those.
  */
 #define _GNU_SOURCE
+#include "watched.h"
+
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
-
-static int watched(int fd, char *path, size_t room)
-{
-    const char *dir = getenv("KVD_POWER_DIR");
-    char link[64];
-    ssize_t len;
-    if (!dir)
-        return 0;
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    len = readlink(link, path, room - 1);
-    if (len <= 0)
-        return 0;
-    path[len] = 0;
-    return strncmp(path, dir, strlen(dir)) == 0;
-}
 
 static void note(const char *line)
 {
@@ -78,7 +61,7 @@ static int synced(int fd, const char *name)
     char path[4096], *line = NULL;
     struct stat before;
     int result;
-    if (!watched(fd, path, sizeof path) || fstat(fd, &before) != 0)
+    if (!open_under("KVD_POWER_DIR", fd, path, sizeof path) || fstat(fd, &before) != 0)
         return real(fd);
     if (getenv("KVD_POWER_LIE"))
         return 0;

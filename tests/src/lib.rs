@@ -11,6 +11,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,12 +52,37 @@ pub fn repository() -> PathBuf {
         .to_owned()
 }
 
-/// A port that was free a moment ago.
+/// A port that nobody uses and that no outgoing connection will be given: those come from a range
+/// of their own, and one of them may still hold a port when a node is started again.
+///
+/// # Panics
+///
+/// None is left.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|l| l.local_addr())
-        .expect("a free port")
-        .port()
+    const FIRST: u16 = 10_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let end: u16 = range
+        .ok()
+        .and_then(|range| range.split_whitespace().next()?.parse().ok())
+        .filter(|end| *end > FIRST)
+        .unwrap_or(32_768);
+    let room = end - FIRST;
+    // Two runs of tests at the same time begin at different places.
+    let offset = (std::process::id().wrapping_mul(7919) % u32::from(room)) as u16;
+    for _ in 0..room {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed) % room;
+        let port = FIRST + ((u32::from(offset) + u32::from(n)) % u32::from(room)) as u16;
+        let taken = |host: &str| {
+            let bound = TcpListener::bind((host, port));
+            // A machine without IPv6 has nobody who listens there.
+            bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+        };
+        if !taken("127.0.0.1") && !taken("::1") {
+            return port;
+        }
+    }
+    panic!("no port is free");
 }
 
 /// Calls `done` until it holds, or fails after [`PATIENCE`].

@@ -1,7 +1,6 @@
 //! Crashes of real processes: what was acknowledged is there afterwards, on every node.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -204,83 +203,4 @@ fn acknowledged_writes_survive_crashes_on_a_volatile_engine() {
 fn acknowledged_writes_survive_crashes_on_mixed_engines() {
     let _alone = alone();
     crash_three(&["redb", "sled", "memory"]);
-}
-
-/// A small log, so that it is cut while a member is away.
-fn small_logs(root: &Path, backends: &[&str]) -> Vec<Node> {
-    let mut nodes: Vec<Node> = backends
-        .iter()
-        .enumerate()
-        .map(|(n, backend)| {
-            Node::new(root, &format!("node{n}"), backend).with(&["--max-log-bytes", "100000"])
-        })
-        .collect();
-    for node in &mut nodes {
-        node.start();
-    }
-    for n in 1..nodes.len() {
-        let (name, addr) = (format!("node{n}"), nodes[n].raft_addr());
-        assert_eq!(nodes[0].client().call(&["JOIN", &name, &addr]), Reply::Ok);
-    }
-    nodes
-}
-
-/// Writes until the leader has cut its log beyond entry `index`.
-fn write_beyond(nodes: &[Node], index: u64) {
-    let first = leader(nodes);
-    let mut client = nodes[first].client();
-    let value = "x".repeat(40_000);
-    let mut n = 0;
-    until("the leader cuts its log", || {
-        for _ in 0..20 {
-            n += 1;
-            assert_eq!(
-                client.call(&["SET", &format!("large:{}", n % 50), &value]),
-                Reply::Ok
-            );
-        }
-        nodes[first].info_number("raft_purged_index") > index
-    });
-}
-
-#[test]
-fn a_member_that_was_away_while_the_log_was_cut_catches_up_by_a_snapshot() {
-    let _alone = alone();
-    for backends in [
-        ["redb", "redb", "redb"],
-        ["redb", "redb", "sled"],
-        ["sled", "sled", "memory"],
-    ] {
-        let temp = tempfile::tempdir().unwrap();
-        let mut nodes = small_logs(temp.path(), &backends);
-        assert_eq!(nodes[0].client().call(&["SET", "early", "bird"]), Reply::Ok);
-        assert_eq!(
-            nodes[0]
-                .client()
-                .call(&["SET", "brief", "life", "EX", "100000"]),
-            Reply::Ok
-        );
-        level_digests(&nodes);
-        let last = nodes[2].info_number("raft_last_log_index");
-        nodes[2].kill();
-        write_beyond(&nodes[..2], last + 1);
-        nodes[2].start();
-        let digests = level_digests(&nodes);
-        assert!(
-            digests.iter().all(|digest| *digest == digests[0]),
-            "{backends:?}: {digests:?}"
-        );
-        // And once more from its own disk.
-        nodes[2].kill();
-        nodes[2].start();
-        let digests = level_digests(&nodes);
-        assert!(
-            digests.iter().all(|digest| *digest == digests[0]),
-            "{backends:?}: {digests:?}"
-        );
-        assert_eq!(
-            nodes[2].client().call(&["GET", "early"]),
-            Reply::bulk("bird")
-        );
-    }
 }

@@ -5,6 +5,7 @@
     reason = "tests of real processes live in real time"
 )]
 
+mod catch_up;
 mod clients;
 mod cluster;
 mod commands;
@@ -12,6 +13,7 @@ mod crash;
 mod licences;
 mod limits;
 mod power;
+mod preload;
 mod raft_suite;
 mod readme;
 mod starting;

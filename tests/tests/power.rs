@@ -12,35 +12,15 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
 
 use kvd::resp::Reply;
 use kvd_tests::{Client, Node, alone, until};
 
-const WRITERS: u64 = 4;
+use crate::preload::preload;
 
-/// The preloaded library, compiled when first asked for.
-fn preload() -> &'static Path {
-    static BUILT: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
-    &BUILT
-        .get_or_init(|| {
-            let dir = tempfile::tempdir().unwrap();
-            let library = dir.path().join("lose_unsynced.so");
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("preload/lose_unsynced.c");
-            let status = Command::new("cc")
-                .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
-                .arg(&library)
-                .arg(&source)
-                .arg("-ldl")
-                .status()
-                .expect("a C compiler runs");
-            assert!(status.success(), "{} does not compile", source.display());
-            (dir, library)
-        })
-        .1
-}
+const WRITERS: u64 = 4;
 
 /// What the notes say is on the disk.
 #[derive(Default)]
@@ -174,7 +154,7 @@ fn powered(root: &Path, backend: &str) -> Powered {
     let root = root.canonicalize().unwrap();
     let mut node = Node::new(&root, "node", backend);
     let (notes, dir) = (root.join("notes"), node.dir.clone());
-    node.set_env("LD_PRELOAD", preload().to_str());
+    node.set_env("LD_PRELOAD", preload("lose_unsynced").to_str());
     node.set_env("KVD_POWER_DIR", dir.to_str());
     node.set_env("KVD_POWER_NOTES", notes.to_str());
     let engine = dir.join("groups/0/engine");
