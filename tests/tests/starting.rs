@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use kvd::exit;
 use kvd::resp::Reply;
-use kvd_tests::{Node, alone, built, free_port};
+use kvd_tests::{Node, alone, built, cluster, free_port, level_digests};
 
 /// Runs kvd until it ends by itself.
 fn kvd(args: &[&str]) -> Output {
@@ -112,6 +112,22 @@ fn a_directory_of_another_engine_is_refused() {
         exit::CONFIG,
         "was written by backend 'redb'",
     );
+}
+
+/// Such a node could vote a second time in the same term.
+#[test]
+fn a_member_whose_data_was_lost_does_not_start_as_if_it_were_new() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(temp.path(), &["redb", "redb"]);
+    assert_eq!(nodes[0].client().call(&["SET", "a", "42"]), Reply::Ok);
+    level_digests(&nodes);
+    for node in &mut nodes {
+        node.kill();
+        std::fs::remove_dir_all(node.dir.join("groups")).unwrap();
+        let dir = node.dir.clone();
+        refused_in(&dir, &[], exit::CONFIG, "its log and its state are empty");
+    }
 }
 
 #[test]

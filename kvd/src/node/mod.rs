@@ -589,7 +589,12 @@ impl Shared {
             Arc::new(move |reason: &str| fatal(crate::exit::IO, reason)),
         )?;
         let newest_spool = snapshots.complete()?.last().map(|(index, _)| *index);
-        log.check_restart(applied, newest_spool)?;
+        if let Some(applied) = applied
+            && newest_spool == Some(applied.index)
+        {
+            log.drop_contradicted(applied).await?;
+        }
+        log.check_restart(applied, newest_spool, identity.stage == Stage::Founded)?;
         let proposer = Arc::new(Proposer::new(identity.incarnation));
         let fatal = self.fatal.clone();
         let watcher = Arc::new(Watcher {
@@ -657,6 +662,9 @@ impl Shared {
             self.spawn(core.clone().run_upkeep()),
         ];
         tasks.push(self.spawn(self.clone().watch_raft(core.clone())));
+        if identity.stage == Stage::Joining {
+            tasks.push(self.spawn(self.clone().become_member(core.clone())));
+        }
         if identity.stage == Stage::Founding || core.status().members.len() == 1 {
             // A cluster of one leads as soon as it is up; nobody should meet it before.
             let mut changes = core.leadership_changes();
@@ -693,6 +701,25 @@ impl Shared {
             .update(|identity| identity.stage = Stage::Founded)?;
         tracing::info!(cluster = %format!("{:032x}", core.cluster), "founded a cluster of one");
         Ok(())
+    }
+
+    /// Remembers that the node has been taken in, as soon as it has applied something of its
+    /// cluster: long before it may vote. From then on it never starts with nothing again.
+    async fn become_member(self: Arc<Self>, core: Arc<Core>) {
+        let mut progress = core.machine.progress();
+        if progress.wait_for(|now| now.index > 0).await.is_err() {
+            return;
+        }
+        let updated = {
+            let mut dir = self.dir.lock().expect("no panic while held");
+            match dir.identity().stage {
+                Stage::Joining => dir.update(|identity| identity.stage = Stage::Founded),
+                _ => Ok(()),
+            }
+        };
+        if let Err(error) = updated {
+            (self.fatal)(crate::exit::IO, &error.to_string());
+        }
     }
 
     fn keyspace_limits(&self) -> keyspace::Limits {

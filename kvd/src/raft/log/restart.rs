@@ -18,11 +18,19 @@ pub struct RestartState {
     pub vote: Option<Vote>,
     /// Where the newest complete snapshot file ends.
     pub newest_spool: Option<u64>,
+    /// The node has been a member of its cluster, so log and state have held something.
+    pub member: bool,
 }
 
 /// Log and state do not fit together.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RestartError {
+    /// Nothing is left of a member's log and state.
+    #[error(
+        "this node was a member of its cluster, but its log and its state are empty: they were \
+         lost, and it could vote twice; wipe its data directory and join it again as a new member"
+    )]
+    Lost,
     /// Entries between state and log are missing.
     #[error(
         "the state ends at entry {applied} but the log begins behind {purged}: entries are \
@@ -94,8 +102,12 @@ pub fn check_restart(state: &RestartState) -> Result<(), RestartError> {
         committed,
         vote,
         newest_spool,
+        member,
     } = *state;
     let last = last.max(purged);
+    if member && last.is_none() && applied.is_none() {
+        return Err(RestartError::Lost);
+    }
     if purged.is_some() && index(applied) < index(purged) {
         return Err(RestartError::Gap {
             applied: index(applied),
@@ -161,6 +173,7 @@ mod tests {
             committed: id(committed),
             vote: Some(Vote::new_committed(1, 1)),
             newest_spool: None,
+            member: applied + last > 0,
         }
     }
 
@@ -270,5 +283,16 @@ mod tests {
                 log: 1
             })
         );
+    }
+
+    #[test]
+    fn a_member_whose_log_and_state_are_gone_is_refused_and_a_newcomer_is_not() {
+        let nothing = RestartState::default();
+        assert_eq!(check_restart(&nothing), Ok(()));
+        let member = RestartState {
+            member: true,
+            ..nothing
+        };
+        assert_eq!(check_restart(&member), Err(RestartError::Lost));
     }
 }

@@ -168,6 +168,7 @@ impl LogStore {
         &self,
         applied: Option<LogId>,
         newest_spool: Option<u64>,
+        member: bool,
     ) -> Result<(), RestartError> {
         let JournalState {
             vote,
@@ -182,7 +183,38 @@ impl LogStore {
             committed,
             vote,
             newest_spool,
+            member,
         })
+    }
+
+    /// Drops a tail of entries that an installed snapshot, which ends at `applied`, contradicts:
+    /// they were never committed. A crash after the snapshot's file was complete, and before Raft
+    /// cut its log, leaves both, and Raft would not start from that.
+    ///
+    /// # Errors
+    ///
+    /// The log could not be read or written.
+    pub async fn drop_contradicted(&self, applied: LogId) -> io::Result<()> {
+        let mut own = None;
+        self.inner
+            .journal
+            .read()
+            .expect("no panic while held")
+            .read(applied.index, applied.index + 1, &mut |id, _| {
+                own = Some(id);
+                ControlFlow::Break(())
+            })?;
+        if own.is_none_or(|own| own == applied) {
+            return Ok(());
+        }
+        let state = self.state();
+        let keep = state.committed.max(state.purged);
+        tracing::warn!(
+            behind = keep.map_or(0, |id| id.index),
+            snapshot = applied.index,
+            "entries that a snapshot replaced were dropped from the log"
+        );
+        self.change(|journal| journal.truncate_after(keep)).await
     }
 
     /// Says that a restart can begin from the entry at `index`: the log may be purged up to it.

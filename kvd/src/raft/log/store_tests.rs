@@ -357,3 +357,19 @@ async fn a_memory_log_forgets_what_was_not_flushed() {
     let mut log = LogStore::over(Box::new(MemoryJournal::open(disk)), ignore());
     assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn a_tail_that_a_snapshot_contradicts_is_dropped_down_to_what_is_committed() {
+    let dir = files(20).await;
+    let mut log = open(dir.path()).unwrap();
+    log.save_committed(Some(log_id(1, 7))).await.unwrap();
+    log.drop_contradicted(log_id(1, 12)).await.unwrap();
+    let last = log.get_log_state().await.unwrap().last_log_id;
+    assert_eq!(last, Some(log_id(1, 19)), "nothing contradicts");
+    log.save_vote(&Vote::new_committed(3, 9)).await.unwrap();
+    log.drop_contradicted(log_id(3, 12)).await.unwrap();
+    let last = log.get_log_state().await.unwrap().last_log_id;
+    assert_eq!(last, Some(log_id(1, 7)));
+    log.check_restart(Some(log_id(3, 12)), Some(12), true)
+        .unwrap();
+}
