@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
 
 /// A future of the doors, boxed so that they stay object-safe.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -46,6 +47,20 @@ pub trait Workers: Send + Sync {
     /// Calls `run` once after each wake-up, in a thread of its own; wake-ups that come while it
     /// runs are joined into one more call. `run` returning `false` ends the worker.
     fn start(&self, name: &'static str, run: Box<dyn FnMut() -> bool + Send>) -> Arc<dyn Wake>;
+
+    /// Runs one job that may block, as a long read does, beside all others.
+    fn run(&self, job: Box<dyn FnOnce() + Send>);
+}
+
+/// Runs `job` where it may block, and waits for what it gives; none when it panicked.
+pub async fn blocking<T: Send + 'static>(
+    workers: &dyn Workers,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, wait) = oneshot::channel();
+    // Whoever waited may have gone.
+    workers.run(Box::new(move || drop(done.send(job()))));
+    wait.await.ok()
 }
 
 /// Wakes one worker.
@@ -256,5 +271,9 @@ impl Workers for Threads {
             })
             .expect("the operating system gives a thread at start");
         wake
+    }
+
+    fn run(&self, job: Box<dyn FnOnce() + Send>) {
+        tokio::task::spawn_blocking(job);
     }
 }

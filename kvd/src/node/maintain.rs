@@ -7,6 +7,7 @@ use openraft::type_config::async_runtime::watch::WatchReceiver as _;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::core::{Core, Leadership};
+use crate::doors;
 use crate::keyspace::View;
 use crate::storage::Caps;
 
@@ -44,14 +45,14 @@ impl Core {
 
     async fn next_expiry(self: &Arc<Self>) -> Option<u64> {
         let core = self.clone();
-        let look = tokio::task::spawn_blocking(move || {
+        let look = doors::blocking(&*self.doors.workers, move || {
             let view = core.machine.store().read().ok()?;
             View::new(&view, 0, 0)
                 .and_then(|view| view.next_expiry())
                 .ok()
                 .flatten()
         });
-        look.await.ok().flatten()
+        look.await.flatten()
     }
 
     /// Keeps the engine durable and the log short.
