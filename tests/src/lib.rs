@@ -230,15 +230,38 @@ impl Node {
     ///
     /// It does not end.
     pub fn terminate(&mut self) -> Option<i32> {
-        let child = self.process.as_mut()?;
-        let pid = rustix::process::Pid::from_child(child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a live process");
+        self.process.as_ref()?;
+        self.signal(rustix::process::Signal::TERM);
         until("the node ends after SIGTERM", || self.exited().is_some());
         self.process
             .take()?
             .wait()
             .expect("the process can be waited for")
             .code()
+    }
+
+    /// SIGSTOP: the process does nothing until [`Self::resume`].
+    ///
+    /// # Panics
+    ///
+    /// It does not run.
+    pub fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Panics
+    ///
+    /// It does not run.
+    pub fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let child = self.process.as_ref().expect("a process that was started");
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, signal).expect("a live process");
     }
 
     /// The process's number, while it runs.

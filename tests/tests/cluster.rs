@@ -103,3 +103,41 @@ fn the_leader_leaves_and_the_others_go_on() {
         nodes[other].info_number("raft_members") == 2
     });
 }
+
+#[test]
+fn a_member_leaves_although_the_leader_loses_its_majority_for_a_moment() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
+    let first = leader(&nodes);
+    let others = [(first + 1) % 3, (first + 2) % 3];
+    for other in others {
+        nodes[other].pause();
+    }
+    // Without answers to its heartbeats the leader may change nothing, nor know that it leads.
+    let (started, name) = (nodes[first].client(), format!("node{}", others[0]));
+    let answer = std::thread::scope(|scope| {
+        let answer = scope.spawn(|| {
+            let mut client = started;
+            client.call(&["LEAVE", &name])
+        });
+        until("the leader has not heard of the others for long", || {
+            let lines = (0..3).filter_map(|n| nodes[first].info(&format!("raft_member{n}")));
+            let silent = lines.filter(|line| {
+                let heard = line
+                    .rsplit_once("heard_ms=")
+                    .map(|(_, ms)| ms.parse::<u64>());
+                heard.is_some_and(|ms| ms.unwrap() > 1000)
+            });
+            silent.count() == 2
+        });
+        for other in others {
+            nodes[other].resume();
+        }
+        answer.join().unwrap()
+    });
+    assert_eq!(answer, Reply::Ok);
+    until("the membership is smaller", || {
+        nodes[first].info_number("raft_members") == 2
+    });
+}

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::ChangeMembers;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::type_config::async_runtime::watch::WatchReceiver as _;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -18,7 +19,7 @@ use super::types::JoinRequest;
 use crate::keyspace::View;
 use crate::raft::entry::GroupBuilder;
 use crate::raft::executor::{META_DELETE, META_SET};
-use crate::raft::{Member, NodeId};
+use crate::raft::{Member, NodeId, TypeConfig};
 use crate::resp::Reply;
 
 /// How long one membership change may take, the new member's catching up included.
@@ -32,50 +33,116 @@ const INTENT_PREFIX: &str = "join:";
 
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
+/// Why a membership change did not come to its end here.
+pub(super) enum Undone {
+    /// This node does not lead, or does not any more: whoever does goes on with it. Changes name
+    /// what shall be, so one that was half done, or done, can be asked for again.
+    NotLeader,
+    /// It cannot be done.
+    Refused(Reply),
+}
+
+impl Undone {
+    fn because(reason: impl std::fmt::Display) -> Self {
+        Undone::Refused(Reply::error(format!("ERR {reason}")))
+    }
+}
+
+impl From<RaftError<TypeConfig, ClientWriteError<TypeConfig>>> for Undone {
+    fn from(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Self {
+        match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => Undone::NotLeader,
+            other => Undone::because(format_args!("the membership could not be changed: {other}")),
+        }
+    }
+}
+
+fn no_such_member(name: &str) -> Reply {
+    Reply::error(format!("ERR no member is called '{name}'"))
+}
+
+/// A change of the membership that was asked for.
+enum Change {
+    Join(JoinRequest),
+    Leave(String),
+}
+
+impl Change {
+    /// The same, as another node is asked for it.
+    fn request(&self) -> Request {
+        match self {
+            Change::Join(JoinRequest { name, raft_addr }) => Request::Join {
+                name: name.clone(),
+                raft_addr: raft_addr.clone(),
+            },
+            Change::Leave(name) => Request::Leave { name: name.clone() },
+        }
+    }
+
+    fn late(&self) -> Reply {
+        Reply::error(match self {
+            Change::Join(_) => "TIMEOUT the node has not caught up yet; JOIN it again to go on",
+            Change::Leave(_) => "TIMEOUT the change is not finished; LEAVE again to go on",
+        })
+    }
+}
+
 impl Core {
     /// JOIN, on any node.
     pub(super) async fn join(self: &Arc<Self>, request: JoinRequest) -> Reply {
-        let asked = Request::Join {
-            name: request.name.clone(),
-            raft_addr: request.raft_addr.clone(),
-        };
-        match self.at_leader(asked).await {
-            Ok(reply) => reply,
-            Err(deadline) => match timeout_at(deadline, self.join_here(request)).await {
-                Ok(Ok(())) => Reply::Ok,
-                Ok(Err(reason)) => Reply::error(format!("ERR {reason}")),
-                Err(_) => {
-                    Reply::error("TIMEOUT the node has not caught up yet; JOIN it again to go on")
-                }
-            },
-        }
+        self.carry_out(Change::Join(request)).await.0
     }
 
     /// LEAVE, on any node.
     pub(super) async fn leave(self: &Arc<Self>, name: String) -> Reply {
-        match self.at_leader(Request::Leave { name: name.clone() }).await {
-            Ok(reply) => reply,
-            Err(deadline) => match timeout_at(deadline, self.leave_here(&name)).await {
-                Ok(Ok(())) => Reply::Ok,
-                Ok(Err(reason)) => Reply::error(format!("ERR {reason}")),
-                Err(_) => Reply::error("TIMEOUT the change is not finished; LEAVE again to go on"),
-            },
+        let gone = no_such_member(&name);
+        match self.carry_out(Change::Leave(name)).await {
+            // It was a member when this began.
+            (reply, true) if reply == gone => Reply::Ok,
+            (reply, _) => reply,
         }
     }
 
-    /// Passes a request on to the leader; `Err` with a deadline where that is this node.
-    async fn at_leader(&self, request: Request) -> Result<Reply, Instant> {
+    /// Carries a change out on the leader, whoever that is and becomes in the meantime. Tells
+    /// besides the reply whether it was begun here and went on elsewhere.
+    async fn carry_out(self: &Arc<Self>, change: Change) -> (Reply, bool) {
         let deadline = Instant::now() + CHANGE_TIMEOUT;
+        let mut begun = false;
+        loop {
+            if let Some(reply) = self.at_leader(&change.request(), deadline).await {
+                return (reply, begun);
+            }
+            let here = async {
+                match &change {
+                    Change::Join(request) => self.join_here(request.clone()).await,
+                    Change::Leave(name) => self.leave_here(name).await,
+                }
+            };
+            match timeout_at(deadline, here).await {
+                Ok(Ok(())) => return (Reply::Ok, begun),
+                Ok(Err(Undone::Refused(reply))) => return (reply, begun),
+                Ok(Err(Undone::NotLeader)) => begun = true,
+                Err(_) => return (change.late(), begun),
+            }
+            sleep(RETRY_AFTER).await;
+            if Instant::now() >= deadline {
+                return (change.late(), begun);
+            }
+        }
+    }
+
+    /// Passes a request on to the leader and gives its reply; none where that is this node.
+    async fn at_leader(&self, request: &Request, deadline: Instant) -> Option<Reply> {
         let hold_until = Instant::now() + self.settings.hold;
         loop {
             match self.leadership() {
-                Leadership::Mine { .. } => return Err(deadline),
+                Leadership::Mine { .. } => return None,
                 Leadership::Other { id, member, .. } => {
-                    match self.ask(id, &member, &request, deadline).await {
-                        Ok(Response::Reply(reply)) => return Ok(reply),
+                    match self.ask(id, &member, request, deadline).await {
+                        Ok(Response::Reply(reply)) => return Some(reply),
                         Ok(Response::Refused) | Err(AskError::NotSent) => {}
                         Ok(_) | Err(AskError::Lost) => {
-                            return Ok(Reply::error(
+                            return Some(Reply::error(
                                 "UNKNOWN the leader's answer was lost; ask again",
                             ));
                         }
@@ -84,23 +151,23 @@ impl Core {
                 Leadership::Nobody => {}
             }
             if Instant::now() >= hold_until {
-                return Ok(Reply::error("CLUSTERDOWN The cluster is down"));
+                return Some(Reply::error("CLUSTERDOWN The cluster is down"));
             }
             sleep(RETRY_AFTER).await;
         }
     }
 
     /// Takes a node in; on the leader.
-    pub(super) async fn join_here(self: &Arc<Self>, request: JoinRequest) -> Result<(), String> {
+    pub(super) async fn join_here(self: &Arc<Self>, request: JoinRequest) -> Result<(), Undone> {
         let _one = self.change.lock().await;
         let JoinRequest { name, raft_addr } = request;
         let known = self.find(&name);
         if let Some((id, member)) = &known {
             if member.raft_addr != raft_addr {
-                return Err(format!(
+                return Err(Undone::because(format_args!(
                     "'{name}' is a member already, at {}; LEAVE it first",
                     member.raft_addr
-                ));
+                )));
             }
             if self.is_voter(*id) {
                 self.forget_intent(&name).await?;
@@ -111,10 +178,10 @@ impl Core {
             .into_iter()
             .find(|(_, member)| member.raft_addr == raft_addr)
         {
-            return Err(format!(
+            return Err(Undone::because(format_args!(
                 "{raft_addr} is the member '{}' already",
                 member.name
-            ));
+            )));
         }
         // From here on this cluster is not blank, so no other one will take this node over.
         let mut intent = GroupBuilder::internal();
@@ -125,15 +192,14 @@ impl Core {
         ]);
         self.bookkeep(intent).await?;
         let outcome = self.take_in(&name, &raft_addr).await;
-        match &outcome {
-            // A refusal is final; a node that does not answer may yet, under this leader or the
-            // next, when the operator asks again.
-            Ok(()) | Err(_) => self.forget_intent(&name).await?,
+        // A refusal is final; where leadership was lost, the next leader finds the intent.
+        if !matches!(outcome, Err(Undone::NotLeader)) {
+            self.forget_intent(&name).await?;
         }
         outcome
     }
 
-    async fn take_in(self: &Arc<Self>, name: &str, raft_addr: &str) -> Result<(), String> {
+    async fn take_in(self: &Arc<Self>, name: &str, raft_addr: &str) -> Result<(), Undone> {
         let request = Request::Adopt {
             cluster: self.cluster,
             name: name.to_owned(),
@@ -146,25 +212,25 @@ impl Core {
             .await;
         let (id, mut member, level) = match self.understand(answer) {
             Ok(Response::Adopted { id, member, level }) => (id, member, level),
-            Ok(Response::Reply(Reply::Error(text))) => return Err(text.into_owned()),
+            Ok(Response::Reply(reply @ Reply::Error(_))) => return Err(Undone::Refused(reply)),
             Ok(_) | Err(_) => {
-                return Err(format!("no kvd node answers at {raft_addr}"));
+                return Err(Undone::because(format_args!(
+                    "no kvd node answers at {raft_addr}"
+                )));
             }
         };
         if id == self.id {
-            return Err(format!("{raft_addr} is this node itself"));
+            return Err(Undone::because(format_args!(
+                "{raft_addr} is this node itself"
+            )));
         }
         if level < crate::raft::entry::FEATURE_LEVEL {
-            return Err(format!(
+            return Err(Undone::because(format_args!(
                 "'{name}' runs an older version than the cluster has agreed on"
-            ));
+            )));
         }
         (member.name, member.raft_addr) = (name.to_owned(), raft_addr.to_owned());
-        let learner = self
-            .raft
-            .add_learner(id, member, false)
-            .await
-            .map_err(|error| format!("'{name}' could not be added: {error}"))?;
+        let learner = self.raft.add_learner(id, member, false).await?;
         self.level(id, learner.log_id.index).await?;
         self.change_until_uniform(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true)
             .await?;
@@ -173,13 +239,13 @@ impl Core {
     }
 
     /// Waits until `id` holds the entry at `index` and nearly all of the log.
-    async fn level(&self, id: NodeId, index: u64) -> Result<(), String> {
+    async fn level(&self, id: NodeId, index: u64) -> Result<(), Undone> {
         let mut metrics = self.raft.data_metrics();
         loop {
             {
                 let metrics = metrics.borrow_watched();
                 let Some(replication) = &metrics.replication else {
-                    return Err("this node does not lead any more; JOIN again".to_owned());
+                    return Err(Undone::NotLeader);
                 };
                 let matched = replication
                     .get(&id)
@@ -193,7 +259,7 @@ impl Core {
             metrics
                 .changed()
                 .await
-                .map_err(|_| "this node is stopping".to_owned())?;
+                .map_err(|_| Undone::because("this node is stopping"))?;
         }
     }
 
@@ -201,32 +267,33 @@ impl Core {
         &self,
         change: ChangeMembers<NodeId, Member>,
         retain: bool,
-    ) -> Result<(), String> {
+    ) -> Result<(), Undone> {
         loop {
-            self.raft
-                .change_membership(change.clone(), retain)
-                .await
-                .map_err(|error| format!("the membership could not be changed: {error}"))?;
-            if self
-                .raft
-                .server_metrics()
-                .borrow_watched()
-                .membership_config
-                .get_joint_config()
-                .len()
-                <= 1
-            {
-                return Ok(());
+            match self.raft.change_membership(change.clone(), retain).await {
+                Ok(_) if self.configurations() <= 1 => return Ok(()),
+                Ok(_) => {}
+                // An earlier leader's change is not committed yet.
+                Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
+                    ChangeMembershipError::InProgress(_),
+                ))) => {}
+                Err(error) => return Err(error.into()),
             }
             sleep(RETRY_AFTER).await;
         }
     }
 
+    /// Two while a change of the voters is under way.
+    fn configurations(&self) -> usize {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.get_joint_config().len()
+    }
+
     /// Takes a member out; on the leader.
-    pub(super) async fn leave_here(self: &Arc<Self>, name: &str) -> Result<(), String> {
+    pub(super) async fn leave_here(self: &Arc<Self>, name: &str) -> Result<(), Undone> {
         let _one = self.change.lock().await;
         let Some((id, member)) = self.find(name) else {
-            return Err(format!("no member is called '{name}'"));
+            return Err(Undone::Refused(no_such_member(name)));
         };
         let voters: BTreeSet<NodeId> = self
             .raft
@@ -236,28 +303,14 @@ impl Core {
             .voter_ids()
             .collect();
         if voters == BTreeSet::from([id]) {
-            return Err(format!("'{name}' is the last member and cannot leave"));
+            return Err(Undone::because(format_args!(
+                "'{name}' is the last member and cannot leave"
+            )));
         }
         if id == self.id {
             // The next leader takes this one out: it would not lead itself out of the cluster.
-            self.hand_over().await?;
-            let deadline = Instant::now() + CHANGE_TIMEOUT;
-            loop {
-                if let Leadership::Other { id, member, .. } = self.leadership() {
-                    let request = Request::Leave {
-                        name: name.to_owned(),
-                    };
-                    match self.ask(id, &member, &request, deadline).await {
-                        Ok(Response::Reply(Reply::Ok)) => return Ok(()),
-                        Ok(Response::Reply(Reply::Error(text))) => return Err(text.into_owned()),
-                        Ok(Response::Refused) | Err(AskError::NotSent) => {}
-                        Ok(_) | Err(AskError::Lost) => {
-                            return Err("the new leader's answer was lost; LEAVE again".to_owned());
-                        }
-                    }
-                }
-                sleep(RETRY_AFTER).await;
-            }
+            self.hand_over().await.map_err(Undone::because)?;
+            return Err(Undone::NotLeader);
         }
         if voters.contains(&id) {
             self.change_until_uniform(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false)
@@ -321,7 +374,13 @@ impl Core {
                         Ok(Ok(())) => {
                             tracing::info!(member = %name, "an interrupted JOIN is finished")
                         }
-                        Ok(Err(reason)) => {
+                        // The next leader goes on.
+                        Ok(Err(Undone::NotLeader)) => {}
+                        Ok(Err(Undone::Refused(reply))) => {
+                            let reason = match &reply {
+                                Reply::Error(text) => text,
+                                _ => "refused",
+                            };
                             tracing::warn!(member = %name, %reason, "an interrupted JOIN was given up");
                         }
                         Err(_) => {
@@ -357,18 +416,17 @@ impl Core {
         }
     }
 
-    async fn forget_intent(&self, name: &str) -> Result<(), String> {
+    async fn forget_intent(&self, name: &str) -> Result<(), Undone> {
         let mut group = GroupBuilder::internal();
         group.command(&[META_DELETE, format!("{INTENT_PREFIX}{name}").as_bytes()]);
         self.bookkeep(group).await
     }
 
-    async fn bookkeep(&self, group: GroupBuilder) -> Result<(), String> {
-        match self.propose(group.finish()).await {
-            Ok(_) => Ok(()),
-            Err(Reply::Error(text)) => Err(text.into_owned()),
-            Err(_) => Err("the cluster's bookkeeping could not be written".to_owned()),
-        }
+    async fn bookkeep(&self, group: GroupBuilder) -> Result<(), Undone> {
+        self.propose(group.finish())
+            .await
+            .map_err(Undone::Refused)?;
+        Ok(())
     }
 
     fn members(&self) -> Vec<(NodeId, Member)> {
@@ -390,10 +448,7 @@ impl Core {
     fn is_voter(&self, id: NodeId) -> bool {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
-        let voter = metrics
-            .membership_config
-            .voter_ids()
-            .any(|voter| voter == id);
-        voter && metrics.membership_config.get_joint_config().len() <= 1
+        let mut voters = metrics.membership_config.voter_ids();
+        voters.any(|voter| voter == id) && metrics.membership_config.get_joint_config().len() <= 1
     }
 }

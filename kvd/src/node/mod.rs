@@ -52,6 +52,9 @@ pub const HEARTBEAT: Duration = Duration::from_millis(75);
 /// A follower that has not heard of its leader for a time between these two asks for votes.
 pub const ELECTION: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(500));
 
+/// How long a new cluster of one may take until it leads itself: some syncs of its disk.
+const FOUNDING_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What a node is told from outside.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -439,6 +442,11 @@ impl Node {
             if let Some(matched) = member.matched {
                 text += &format!(",lag={}", status.last_log.saturating_sub(matched));
             }
+            if let Some(heard_ms) = member.heard_ms
+                && member.id != status.id
+            {
+                text += &format!(",heard_ms={heard_ms}");
+            }
             line(format!("raft_member{n}"), text);
         }
         let entries = self.shared.metrics.entries.load(Ordering::Relaxed);
@@ -691,7 +699,7 @@ impl Shared {
                 .map_err(|error| raft_error(error.to_string()))?;
         }
         core.raft
-            .wait(Some(4 * ELECTION.1))
+            .wait(Some(FOUNDING_PATIENCE))
             .state(ServerState::Leader, "founding")
             .await
             .map_err(|error| raft_error(error.to_string()))?;

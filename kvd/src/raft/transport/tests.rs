@@ -1022,7 +1022,10 @@ async fn three_real_members_elect_a_leader_and_agree_over_tcp() {
     let propose = async || {
         for (raft, _) in nodes.iter().cycle() {
             raft.wait(Some(PATIENCE))
-                .metrics(|metrics| metrics.current_leader.is_some(), "a leader is known")
+                .metrics(
+                    |metrics| metrics.current_leader.is_some(),
+                    "a leader is known",
+                )
                 .await
                 .unwrap();
             match raft.client_write(Proposal(Bytes::from_static(b"x"))).await {
