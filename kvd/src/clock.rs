@@ -8,13 +8,13 @@ use crate::doors::Clock;
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    fn wall_ms(&self) -> u64 {
+    fn wall_us(&self) -> u64 {
         #[expect(
             clippy::disallowed_methods,
             reason = "the door behind which the clock is read"
         )]
         let now = SystemTime::now();
         now.duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as u64)
+            .map_or(0, |since| since.as_micros() as u64)
     }
 }

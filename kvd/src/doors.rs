@@ -71,8 +71,13 @@ pub trait Wake: Send + Sync {
 
 /// The wall clock. Only a leader stamps entries with it, through a guard against jumps.
 pub trait Clock: Send + Sync {
-    /// Milliseconds since the Unix epoch, as far as this machine knows.
-    fn wall_ms(&self) -> u64;
+    /// Microseconds since the Unix epoch, as far as this machine knows.
+    fn wall_us(&self) -> u64;
+
+    /// The same in milliseconds.
+    fn wall_ms(&self) -> u64 {
+        self.wall_us() / 1000
+    }
 }
 
 /// All doors of one node.
@@ -273,6 +278,10 @@ impl Workers for Threads {
         wake
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the door behind which jobs that block run"
+    )]
     fn run(&self, job: Box<dyn FnOnce() + Send>) {
         tokio::task::spawn_blocking(job);
     }

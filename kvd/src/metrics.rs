@@ -1,19 +1,21 @@
 //! The numbers that INFO shows about clients and commands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tokio::time::{Duration, Instant};
 
+use crate::command::{self, Spec};
+
 /// What one command has cost so far.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 struct CommandStat {
-    calls: u64,
-    usec: u64,
-    rejected: u64,
-    failed: u64,
+    calls: AtomicU64,
+    usec: AtomicU64,
+    rejected: AtomicU64,
+    failed: AtomicU64,
 }
 
 /// Counters of one server.
@@ -36,7 +38,8 @@ pub struct Metrics {
     /// Lookups of GET that found none.
     pub misses: AtomicU64,
     errors: Mutex<BTreeMap<String, u64>>,
-    per_command: Mutex<BTreeMap<&'static str, CommandStat>>,
+    /// One for each row of the table: nothing is locked to count.
+    per_command: HashMap<&'static str, CommandStat>,
     /// The last two moments at which the number of commands was noted.
     window: Mutex<(Instant, u64, f64)>,
 }
@@ -60,27 +63,30 @@ impl Default for Metrics {
             hits: AtomicU64::default(),
             misses: AtomicU64::default(),
             errors: Mutex::default(),
-            per_command: Mutex::default(),
+            per_command: command::all()
+                .map(|spec| (spec.name, CommandStat::default()))
+                .collect(),
             window: Mutex::new((now, 0, 0.0)),
         }
     }
 }
 
 impl Metrics {
-    /// Notes `calls` of one command that took `took` together.
-    pub fn ran(&self, name: &'static str, calls: u64, failed: u64, took: Duration) {
-        self.commands.fetch_add(calls, Relaxed);
-        let mut all = self.per_command.lock().expect("no panic while held");
-        let stat = all.entry(name).or_default();
-        stat.calls += calls;
-        stat.failed += failed;
-        stat.usec += took.as_micros() as u64;
+    /// Notes one call of a command, whether it failed, and how long it took.
+    pub fn ran(&self, spec: &Spec, failed: bool, took: Duration) {
+        self.commands.fetch_add(1, Relaxed);
+        if let Some(stat) = self.per_command.get(spec.name) {
+            stat.calls.fetch_add(1, Relaxed);
+            stat.failed.fetch_add(u64::from(failed), Relaxed);
+            stat.usec.fetch_add(took.as_micros() as u64, Relaxed);
+        }
     }
 
     /// Notes a command that was refused before it ran.
-    pub fn refused(&self, name: &'static str) {
-        let mut all = self.per_command.lock().expect("no panic while held");
-        all.entry(name).or_default().rejected += 1;
+    pub fn refused(&self, spec: &Spec) {
+        if let Some(stat) = self.per_command.get(spec.name) {
+            stat.rejected.fetch_add(1, Relaxed);
+        }
     }
 
     /// Notes an error reply by its first word.
@@ -132,13 +138,19 @@ impl Metrics {
 
     /// The lines of INFO's `# Commandstats`.
     pub fn command_lines(&self, out: &mut String) {
-        for (name, stat) in &*self.per_command.lock().expect("no panic while held") {
-            let each = stat.usec as f64 / stat.calls.max(1) as f64;
+        for spec in command::all() {
+            let stat = &self.per_command[spec.name];
+            let [calls, usec, rejected, failed] =
+                [&stat.calls, &stat.usec, &stat.rejected, &stat.failed].map(|n| n.load(Relaxed));
+            if calls + rejected == 0 {
+                continue;
+            }
+            let each = usec as f64 / calls.max(1) as f64;
             let text = format!(
-                "calls={},usec={},usec_per_call={each:.2},rejected_calls={},failed_calls={}",
-                stat.calls, stat.usec, stat.rejected, stat.failed
+                "calls={calls},usec={usec},usec_per_call={each:.2},rejected_calls={rejected},\
+                 failed_calls={failed}"
             );
-            line(out, &format!("cmdstat_{name}"), &text);
+            line(out, &format!("cmdstat_{}", spec.name), &text);
         }
     }
 
@@ -156,10 +168,11 @@ impl Metrics {
             counter.store(0, Relaxed);
         }
         self.errors.lock().expect("no panic while held").clear();
-        self.per_command
-            .lock()
-            .expect("no panic while held")
-            .clear();
+        for stat in self.per_command.values() {
+            for counter in [&stat.calls, &stat.usec, &stat.rejected, &stat.failed] {
+                counter.store(0, Relaxed);
+            }
+        }
         *self.window.lock().expect("no panic while held") = (Instant::now(), 0, 0.0);
     }
 }

@@ -141,3 +141,24 @@ fn a_member_leaves_although_the_leader_loses_its_majority_for_a_moment() {
         nodes[first].info_number("raft_members") == 2
     });
 }
+
+#[test]
+fn wait_tells_how_many_other_members_hold_the_write() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(temp.path(), &["redb", "sled", "memory"]);
+    let first = leader(&nodes);
+    // On the leader, and on a follower that asks it.
+    for node in [first, (first + 1) % 3] {
+        let mut client = nodes[node].client();
+        assert_eq!(client.call(&["SET", "a", "1"]), Reply::Ok);
+        assert_eq!(client.call(&["WAIT", "2", "20000"]), Reply::Int(2));
+    }
+    nodes[(first + 2) % 3].kill();
+    for node in [first, (first + 1) % 3] {
+        let mut client = nodes[node].client();
+        assert_eq!(client.call(&["SET", "a", "2"]), Reply::Ok);
+        assert_eq!(client.call(&["WAIT", "1", "0"]), Reply::Int(1));
+        assert_eq!(client.call(&["WAIT", "2", "100"]), Reply::Int(1));
+    }
+}

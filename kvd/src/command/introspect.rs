@@ -4,7 +4,7 @@ use crate::command::Effect;
 use crate::command::args::{error, is_word, printable, syntax_error};
 use crate::command::spec::{Flags, Group, Keys, Spec};
 use crate::command::syntax;
-use crate::command::table::{TABLE, find, find_subcommand};
+use crate::command::table::{TABLE, all, find, find_subcommand};
 use crate::resp::{Reply, glob};
 
 type Answer = Result<Effect, Reply>;
@@ -178,13 +178,6 @@ fn docs_of(spec: &Spec) -> (Reply, Reply) {
         fields.push((bulk("subcommands"), Reply::Map(subcommands)));
     }
     (bulk(spec.name), Reply::Map(fields))
-}
-
-/// Rows and the rows below them.
-fn all() -> impl Iterator<Item = &'static Spec> {
-    TABLE
-        .iter()
-        .flat_map(|spec| std::iter::once(spec).chain(spec.subcommands))
 }
 
 pub(super) fn list(args: &[&[u8]]) -> Answer {

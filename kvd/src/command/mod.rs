@@ -34,7 +34,7 @@ mod table;
 pub use effect::Effect;
 pub use reference::reference;
 pub use spec::{Call, Flags, Group, Keys, Kind, Spec};
-pub use table::{TABLE, find};
+pub use table::{TABLE, all, find};
 
 /// Why a command gave no ordinary reply.
 #[derive(Debug)]

@@ -978,6 +978,13 @@ const fn help(name: &'static str, group: Group, since: &'static str) -> Spec {
 /// Places in the index: a power of two, a few times the number of rows.
 const PLACES: usize = 512;
 
+/// Every row, those of subcommands after their container's.
+pub fn all() -> impl Iterator<Item = &'static Spec> {
+    TABLE
+        .iter()
+        .flat_map(|spec| std::iter::once(spec).chain(spec.subcommands))
+}
+
 /// No row.
 const VACANT: u8 = u8::MAX;
 
@@ -1042,12 +1049,6 @@ pub(super) fn find_subcommand(container: &'static Spec, name: &[u8]) -> Option<&
 mod tests {
     use super::*;
     use crate::command::spec::{Keys, Kind};
-
-    fn all() -> impl Iterator<Item = &'static Spec> {
-        TABLE
-            .iter()
-            .flat_map(|spec| std::iter::once(spec).chain(spec.subcommands))
-    }
 
     #[test]
     fn every_row_is_found_by_its_name_in_any_case() {

@@ -9,6 +9,7 @@ mod membership;
 mod peer;
 mod propose;
 mod read;
+mod replicas;
 mod types;
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,7 +23,7 @@ use bytes::Bytes;
 use openraft::type_config::async_runtime::watch::WatchReceiver as _;
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use self::core::{Core, Leadership, Watcher};
 use self::peer::{Request, Response};
@@ -344,6 +345,15 @@ impl Node {
         match self.core() {
             Ok(core) => core.leave(name).await,
             Err(reply) => reply,
+        }
+    }
+
+    /// Waits until `wanted` members besides the leader hold the entry at `index`, for `patience` at
+    /// the longest, and tells how many do; none when this node serves no cluster.
+    pub async fn replicas(&self, index: u64, wanted: u64, patience: Option<Duration>) -> u64 {
+        match self.core() {
+            Ok(core) => core.replicas(index, wanted, patience).await,
+            Err(_) => 0,
         }
     }
 
@@ -1012,6 +1022,17 @@ async fn answer(core: &Arc<Core>, request: Request) -> Response {
         },
         Request::Join { name, raft_addr } if leads => {
             Response::Reply(core.join(JoinRequest { name, raft_addr }).await)
+        }
+        Request::Replicas {
+            index,
+            wanted,
+            patience_ms,
+        } => {
+            let deadline = Instant::now() + Duration::from_millis(patience_ms);
+            match core.replicas_here(index, wanted, deadline).await {
+                Some(holders) => Response::Reply(Reply::Int(holders as i64)),
+                None => Response::Refused,
+            }
         }
         Request::Leave { name } if leads => Response::Reply(core.leave(name).await),
         _ => Response::Refused,

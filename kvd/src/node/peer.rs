@@ -29,6 +29,12 @@ pub(super) enum Request {
     Adopt { cluster: u128, name: String },
     /// You were taken out.
     Removed,
+    /// Wait until so many members besides the leader hold an entry.
+    Replicas {
+        index: u64,
+        wanted: u64,
+        patience_ms: u64,
+    },
 }
 
 /// The answer to a request.
@@ -58,6 +64,7 @@ const JOIN: u8 = 3;
 const LEAVE: u8 = 4;
 const ADOPT: u8 = 5;
 const REMOVED: u8 = 6;
+const REPLICAS: u8 = 7;
 
 const DONE: u8 = 1;
 const REFUSED: u8 = 2;
@@ -94,6 +101,16 @@ impl Request {
                 codec::put_text(&mut out, name);
             }
             Request::Removed => out.push(REMOVED),
+            Request::Replicas {
+                index,
+                wanted,
+                patience_ms,
+            } => {
+                out.push(REPLICAS);
+                for field in [index, wanted, patience_ms] {
+                    out.extend_from_slice(&field.to_le_bytes());
+                }
+            }
         }
         out.into()
     }
@@ -126,6 +143,11 @@ impl Request {
                 }
             }
             REMOVED => Request::Removed,
+            REPLICAS => Request::Replicas {
+                index: r.u64("request")?,
+                wanted: r.u64("request")?,
+                patience_ms: r.u64("request")?,
+            },
             _ => return Err(Malformed("request: unknown kind")),
         };
         r.finish("request")?;
@@ -237,6 +259,11 @@ mod tests {
                 name: "node1".to_owned(),
             },
             Request::Removed,
+            Request::Replicas {
+                index: 9,
+                wanted: 2,
+                patience_ms: 1000,
+            },
         ] {
             assert_eq!(Request::decode(request.encode()), Ok(request));
         }

@@ -279,12 +279,12 @@ fn run_command(args: &[&[u8]], txn: &mut Txn<'_>, seed: u64) -> Result<Reply, Gr
         Err(reply) => return Ok(reply),
     };
     let call = Call { args, seed };
-    let reply = match spec.kind {
-        Kind::Write(_) => command::run_write(spec, &call, txn),
-        Kind::Read(_) => command::run_read(spec, &call, &txn.view()),
+    match spec.kind {
         Kind::Session(_) => Ok(Reply::error("ERR internal error")),
-    };
-    reply.map_err(GroupError::Engine)
+        Kind::Read(_) | Kind::Write(_) => {
+            command::run_write(spec, &call, txn).map_err(GroupError::Engine)
+        }
+    }
 }
 
 fn run_internal(args: &[&[u8]], txn: &mut Txn<'_>) -> Result<Reply, GroupError> {

@@ -1,5 +1,6 @@
 //! Serves one client: requests in, runs of them to the node, replies out in order.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{ClientEntry, Service, Shared};
 use crate::command::{self, Call, Flags, Spec};
-use crate::doors::Stream;
+use crate::doors::{self, Stream};
 use crate::keyspace::{self, View};
 use crate::node::{ReadLevel, Reading, RedirectMode};
 use crate::raft::entry::{GroupBuilder, Rule};
@@ -78,6 +79,8 @@ pub(super) struct Connection<S: Service> {
     pub(super) readonly: bool,
     pub(super) last_write: u64,
     pub(super) queue: Option<Queue>,
+    /// While a transaction is carried out.
+    pub(super) in_exec: bool,
     pub(super) watched: Vec<(Bytes, u64)>,
     items: Vec<Item>,
     run_bytes: usize,
@@ -107,6 +110,7 @@ impl<S: Service> Connection<S> {
             readonly: false,
             last_write: 0,
             queue: None,
+            in_exec: false,
             watched: Vec::new(),
             items: Vec::new(),
             run_bytes: 0,
@@ -146,7 +150,6 @@ impl<S: Service> Connection<S> {
         self.input.reserve(needed.clamp(INPUT_STEP / 4, INPUT_STEP));
         let idle = self.shared.settings().idle_timeout;
         let mut stopping = self.shared.stopping.subscribe();
-        let entry = self.entry.clone();
         let read = self.stream.read_buf(&mut self.input);
         let read = async {
             if idle.is_zero() {
@@ -157,7 +160,6 @@ impl<S: Service> Connection<S> {
         };
         let count = tokio::select! {
             read = read => read.map_err(|_| Gone)?.map_err(|_| Gone)?,
-            () = entry.close.notified() => return Err(Gone),
             _ = stopping.wait_for(|stop| *stop) => return Err(Gone),
         };
         if count == 0 {
@@ -168,6 +170,28 @@ impl<S: Service> Connection<S> {
             .input_bytes
             .fetch_add(count as u64, Relaxed);
         Ok(())
+    }
+
+    /// Waits for something that may take long, unless the client goes: then the connection closes.
+    pub(super) async fn while_connected<T>(&mut self, what: impl Future<Output = T>) -> Option<T> {
+        let mut stopping = self.shared.stopping.subscribe();
+        tokio::pin!(what);
+        loop {
+            // More than this is left to the socket.
+            let room = RUN_BYTES_MAX.saturating_sub(self.input.len());
+            self.input.reserve(room.min(INPUT_STEP));
+            let gone = tokio::select! {
+                done = &mut what => return Some(done),
+                read = self.stream.read_buf(&mut self.input), if room > 0 => {
+                    !read.is_ok_and(|count| count > 0)
+                }
+                _ = stopping.wait_for(|stop| *stop) => true,
+            };
+            if gone {
+                self.closing = true;
+                return None;
+            }
+        }
     }
 
     /// Takes on every whole request of the input; returns how many bytes the next one lacks.
@@ -225,7 +249,7 @@ impl<S: Service> Connection<S> {
                     value_bytes_max: limits.value_bytes_max as u64,
                 };
                 command::validate(spec, &slices, &limits)
-                    .inspect_err(|_| self.shared.metrics.refused(spec.name))?;
+                    .inspect_err(|_| self.shared.metrics.refused(spec))?;
                 if self.queue.is_some() && spec.has(Flags::NO_MULTI) {
                     return Err(Reply::error("ERR Command not allowed inside a transaction"));
                 }
@@ -273,6 +297,7 @@ impl<S: Service> Connection<S> {
                 self.push_answer(Reply::error("ERR transaction is too large"));
             } else {
                 queue.requests.push(request);
+                self.entry.queued(Some(queue));
                 self.push_answer(Reply::queued());
             }
             return self.bound_run().await;
@@ -309,9 +334,10 @@ impl<S: Service> Connection<S> {
     async fn take_session(&mut self, request: Request) -> Result<(), Gone> {
         let effect = match command::session(request.spec, &request.slices()) {
             Some(Ok(command::Effect::Reply(reply)) | Err(reply)) => {
+                let failed = reply.is_error();
                 self.shared
                     .metrics
-                    .ran(request.spec.name, 1, 0, Duration::ZERO);
+                    .ran(request.spec, failed, Duration::ZERO);
                 self.push_answer(reply);
                 return self.bound_run().await;
             }
@@ -321,9 +347,11 @@ impl<S: Service> Connection<S> {
         self.finish_run().await?;
         let started = Instant::now();
         let reply = self.perform(effect).await;
+        let failed = reply.as_ref().is_some_and(Reply::is_error);
         self.shared
             .metrics
-            .ran(request.spec.name, 1, 0, started.elapsed());
+            .ran(request.spec, failed, started.elapsed());
+        self.entry.queued(self.queue.as_ref());
         if let Some(reply) = reply {
             self.put(&reply);
         }
@@ -382,8 +410,8 @@ impl<S: Service> Connection<S> {
                 Ok(replies) => replies,
                 Err(reply) => vec![reply; requests.len()],
             };
+            self.count(&requests, &replies, started);
             let mut replies = replies.into_iter();
-            self.count(&requests, started);
             for answer in order {
                 let reply = answer.or_else(|| replies.next()).unwrap_or_else(internal);
                 self.put(&reply);
@@ -394,7 +422,7 @@ impl<S: Service> Connection<S> {
         while !requests.is_empty() {
             let (mut left, replies) = self.read(requests).await;
             let done = replies.len();
-            self.count(&left[..done], started);
+            self.count(&left[..done], &replies, started);
             for (request, reply) in left.drain(..done).zip(replies) {
                 // Answers that stand before this read.
                 for answer in order.by_ref() {
@@ -423,10 +451,12 @@ impl<S: Service> Connection<S> {
         self.relieve().await
     }
 
-    fn count(&self, requests: &[Request], started: Instant) {
+    /// Notes what was carried out together, with an equal share of the time for each.
+    pub(super) fn count(&self, requests: &[Request], replies: &[Reply], started: Instant) {
         let each = started.elapsed() / requests.len().max(1) as u32;
-        for request in requests {
-            self.shared.metrics.ran(request.spec.name, 1, 0, each);
+        for (request, reply) in requests.iter().zip(replies) {
+            let failed = reply.is_error();
+            self.shared.metrics.ran(request.spec, failed, each);
         }
     }
 
@@ -521,7 +551,8 @@ impl<S: Service> Connection<S> {
             let outcome = if cheap && self.shared.service.reads_are_fast() {
                 run_reads(&reading, &requests, &watched, seed, bytes_max)
             } else {
-                let ran = tokio::task::spawn_blocking(move || {
+                let workers = self.shared.doors.workers.clone();
+                let ran = doors::blocking(&*workers, move || {
                     let outcome = run_reads(&reading, &requests, &watched, seed, bytes_max);
                     (requests, watched, outcome)
                 });
@@ -566,12 +597,7 @@ impl<S: Service> Connection<S> {
     async fn write_out(&mut self) -> Result<(), Gone> {
         while !self.out.is_empty() {
             self.entry.queued_bytes.store(self.out.len(), Relaxed);
-            let entry = self.entry.clone();
-            let written = tokio::select! {
-                written = timeout(STALL, self.stream.write_buf(&mut self.out)) => written,
-                () = entry.close.notified() => return Err(Gone),
-            };
-            match written {
+            match timeout(STALL, self.stream.write_buf(&mut self.out)).await {
                 Ok(Ok(count)) if count > 0 => {
                     self.shared
                         .metrics

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::Connection;
@@ -58,7 +57,12 @@ pub(super) fn is_loopback(addr: &str) -> bool {
         .map_or(true, |addr| addr.ip().to_canonical().is_loopback())
 }
 
-fn begin<S: Service>(server: &Server<S>, mut stream: Stream, addr: String, local_addr: &str) {
+pub(super) fn begin<S: Service>(
+    server: &Server<S>,
+    mut stream: Stream,
+    addr: String,
+    local_addr: &str,
+) {
     let shared = &server.shared;
     let settings = shared.settings();
     let mut refusal: Option<&'static [u8]> = None;
@@ -89,6 +93,8 @@ fn begin<S: Service>(server: &Server<S>, mut stream: Stream, addr: String, local
         since: now,
         about: Mutex::new(About {
             name: String::new(),
+            library: String::new(),
+            library_version: String::new(),
             last: now,
             command: "NULL",
             protocol: 2,
@@ -96,7 +102,6 @@ fn begin<S: Service>(server: &Server<S>, mut stream: Stream, addr: String, local
             readonly: false,
         }),
         queued_bytes: AtomicUsize::new(0),
-        close: Notify::new(),
     });
     clients.insert(entry.id, entry.clone());
     drop(clients);

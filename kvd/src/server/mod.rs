@@ -9,6 +9,8 @@ mod info;
 mod listener;
 mod service;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -16,9 +18,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::connection::Queue;
 pub use self::listener::serve;
 use crate::doors::Doors;
 use crate::metrics::Metrics;
@@ -45,6 +48,14 @@ pub trait Service: Clone + Send + Sync + 'static {
     fn status(&self) -> Status;
     /// The leader, when that is known to be another node.
     fn redirect(&self) -> Option<Member>;
+    /// Waits until `wanted` members besides the leader hold the entry at `index`, for `patience` at
+    /// the longest, and tells how many do.
+    fn replicas(
+        &self,
+        index: u64,
+        wanted: u64,
+        patience: Option<Duration>,
+    ) -> impl Future<Output = u64> + Send;
     /// Takes a node in.
     fn join(&self, request: JoinRequest) -> impl Future<Output = Reply> + Send;
     /// Takes a member out.
@@ -129,13 +140,14 @@ struct ClientEntry {
     since: Instant,
     about: Mutex<About>,
     queued_bytes: AtomicUsize,
-    close: Notify,
 }
 
 /// The changing part of a client's line.
 #[derive(Clone)]
 struct About {
     name: String,
+    library: String,
+    library_version: String,
     last: Instant,
     command: &'static str,
     protocol: i64,
@@ -192,13 +204,19 @@ impl<S> Shared<S> {
 }
 
 impl ClientEntry {
+    /// Notes how many commands of a transaction wait.
+    fn queued(&self, queue: Option<&Queue>) {
+        self.about.lock().expect("no panic while held").queued =
+            queue.map(|queue| queue.requests.len());
+    }
+
     fn line(&self) -> String {
         let about = self.about.lock().expect("no panic while held").clone();
         let now = Instant::now();
         format!(
             "id={} addr={} laddr={} fd=0 name={} age={} idle={} flags={} db=0 sub=0 psub=0 \
              ssub=0 multi={} qbuf=0 qbuf-free=0 argv-mem=0 multi-mem=0 rbs=0 rbp=0 obl=0 oll=0 \
-             omem={} tot-mem=0 events=r cmd={} user=default redir=-1 resp={}",
+             omem={} tot-mem=0 events=r cmd={} user=default redir=-1 resp={} lib-name={} lib-ver={}",
             self.id,
             self.addr,
             self.local_addr,
@@ -214,6 +232,8 @@ impl ClientEntry {
             self.queued_bytes.load(Relaxed),
             about.command,
             about.protocol,
+            about.library,
+            about.library_version,
         )
     }
 }

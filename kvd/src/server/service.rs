@@ -33,6 +33,10 @@ impl Service for Node {
         Node::redirect(self)
     }
 
+    async fn replicas(&self, index: u64, wanted: u64, patience: Option<Duration>) -> u64 {
+        Node::replicas(self, index, wanted, patience).await
+    }
+
     async fn join(&self, request: JoinRequest) -> Reply {
         Node::join(self, request).await
     }

@@ -1,11 +1,17 @@
 //! Carries out commands about the connection, the server and the cluster.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::connection::{Connection, Queue, internal, modified};
 use super::{Service, cluster, info};
-use crate::command::effect::{Client, ClientKind, Config, Credentials, Effect, Hello};
+use crate::command::effect::{
+    Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, LibraryInfo,
+};
 use crate::command::{self, Kind};
+use crate::doors;
 use crate::node::{JoinRequest, ReadLevel, Role};
 use crate::resp::{Protocol, Reply, glob};
 
@@ -61,10 +67,10 @@ impl<S: Service> Connection<S> {
             Effect::Config(config) => self.config(config),
             Effect::Info { sections } => self.info(&sections).await,
             Effect::Time => {
-                let ms = self.shared.doors.clock.wall_ms();
+                let us = self.shared.doors.clock.wall_us();
                 Reply::Array(vec![
-                    Reply::bulk((ms / 1000).to_string()),
-                    Reply::bulk((ms % 1000 * 1000).to_string()),
+                    Reply::bulk((us / 1_000_000).to_string()),
+                    Reply::bulk((us % 1_000_000).to_string()),
                 ])
             }
             Effect::Role => cluster::role(&service.status()),
@@ -78,7 +84,7 @@ impl<S: Service> Connection<S> {
                 return None;
             }
             Effect::Sleep(time) => {
-                tokio::time::sleep(time).await;
+                self.while_connected(tokio::time::sleep(time)).await?;
                 Reply::Ok
             }
             Effect::Join { name, addr } => {
@@ -92,8 +98,12 @@ impl<S: Service> Connection<S> {
             Effect::Leave { name } => service.leave(name).await,
             Effect::Cluster(what) => {
                 self.aware = true;
+                // Which nodes there are is of use only with their roles; who this one is, and how
+                // the cluster does, is asked for when something is wrong.
                 let hold = self.shared.settings().hold;
-                if !service.leader_known(hold).await {
+                if !matches!(what, Cluster::Info | Cluster::MyId)
+                    && !service.leader_known(hold).await
+                {
                     return Some(Reply::error("CLUSTERDOWN The cluster is down"));
                 }
                 cluster::reply(what, &service.status())
@@ -104,10 +114,16 @@ impl<S: Service> Connection<S> {
                 self.aware = true;
                 Reply::Ok
             }
-            Effect::Wait { .. } => {
-                // Acknowledged writes are on a majority: that many replicas hold them already.
-                let voters = service.status().members.iter().filter(|m| m.voter).count();
-                Reply::Int((voters / 2) as i64)
+            Effect::Wait { replicas, timeout } => {
+                // A transaction does not wait, as in Redis.
+                let patience = if self.in_exec {
+                    Some(Duration::ZERO)
+                } else {
+                    timeout
+                };
+                let wait = service.replicas(self.last_write, replicas, patience);
+                let holders = self.while_connected(wait).await?;
+                Reply::Int(holders as i64)
             }
         })
     }
@@ -135,20 +151,21 @@ impl<S: Service> Connection<S> {
             Ok(reading) => reading,
             Err(reply) => return reply,
         };
-        let seen = tokio::task::spawn_blocking(move || {
+        let workers = self.shared.doors.workers.clone();
+        let seen = doors::blocking(&*workers, move || {
             let seen = modified(&reading, &keys);
             (keys, seen)
         });
         match seen.await {
-            Ok((keys, Ok(seen))) => {
+            Some((keys, Ok(seen))) => {
                 self.watched.extend(keys.into_iter().zip(seen));
                 Reply::Ok
             }
-            Ok((_, Err(error))) => {
+            Some((_, Err(error))) => {
                 tracing::error!(%error, "engine read failed");
                 internal()
             }
-            Err(_) => internal(),
+            None => internal(),
         }
     }
 
@@ -176,25 +193,16 @@ impl<S: Service> Connection<S> {
             }
         }
         let writes = data.iter().any(|request| request.spec.is_write());
-        let costly = data
-            .iter()
-            .find(|r| !r.spec.is_cheap(r.args.len()) && r.spec.is_read());
-        if writes && let Some(request) = costly {
-            return Reply::error(format!(
-                "EXECABORT Transaction discarded because '{}' costs too much beside a write",
-                request.spec.name
-            ));
-        }
-        let count = data.len();
-        let replies = if writes {
+        let started = Instant::now();
+        let (data, replies) = if writes {
             match self.propose(&data, &watched).await {
-                Ok(replies) => replies,
+                Ok(replies) => (data, replies),
                 Err(reply) => return reply,
             }
-        } else if count > 0 || !watched.is_empty() {
-            self.read_if(data, watched, usize::MAX).await.1
+        } else if !data.is_empty() || !watched.is_empty() {
+            self.read_if(data, watched, usize::MAX).await
         } else {
-            Vec::new()
+            (data, Vec::new())
         };
         if replies == [Reply::NullArray] {
             return Reply::NullArray;
@@ -208,8 +216,10 @@ impl<S: Service> Connection<S> {
         {
             return first.clone();
         }
+        self.count(&data, &replies, started);
         let mut replies = replies.into_iter();
         let mut all = Vec::new();
+        self.in_exec = true;
         for (place, request) in effects {
             while all.len() < place {
                 all.push(replies.next().unwrap_or_else(internal));
@@ -221,6 +231,7 @@ impl<S: Service> Connection<S> {
                 None => internal(),
             });
         }
+        self.in_exec = false;
         all.extend(replies);
         Reply::Array(all)
     }
@@ -294,7 +305,14 @@ impl<S: Service> Connection<S> {
             }
             Client::GetName if about.name.is_empty() => Reply::Null,
             Client::GetName => Reply::bulk(about.name.clone()),
-            Client::SetInfo(..) => Reply::Ok,
+            Client::SetInfo(property, value) => {
+                let value = String::from_utf8_lossy(&value).into_owned();
+                match property {
+                    LibraryInfo::Name => about.library = value,
+                    LibraryInfo::Version => about.library_version = value,
+                }
+                Reply::Ok
+            }
             Client::Info => {
                 drop(about);
                 Reply::text(self.entry.line() + "\n")
