@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::connection::Connection;
 use super::{ServerSettings, Service, cluster};
+use crate::doors;
 use crate::keyspace::View;
 use crate::metrics::line;
 use crate::node::{ReadLevel, RedirectMode};
@@ -20,6 +21,7 @@ const DEFAULT: &[&str] = &[
     "persistence",
     "stats",
     "replication",
+    "cpu",
     "cluster",
     "keyspace",
     "raft",
@@ -122,12 +124,62 @@ pub(super) fn set(settings: &mut ServerSettings, name: &str, value: &str) -> Res
     Ok(())
 }
 
-/// Resident bytes of this process, where the system tells.
-fn resident_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
+/// What the system tells of this process; zeros where it does not.
+#[derive(Default)]
+struct Usage {
+    resident_bytes: u64,
+    resident_peak_bytes: u64,
+    user_seconds: f64,
+    system_seconds: f64,
+}
+
+/// Units of `/proc/self/stat` in a second, on every Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+impl Usage {
+    /// From Linux's `/proc`; see proc(5).
+    fn now() -> Self {
+        let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
+        Self::parse(&read("/proc/self/status"), &read("/proc/self/stat"))
+    }
+
+    fn parse(status: &str, stat: &str) -> Self {
+        let bytes = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+            let kib = line
+                .trim()
+                .strip_suffix(" kB")?
+                .trim()
+                .parse::<u64>()
+                .ok()?;
+            Some(kib * 1024)
+        };
+        // The name, in parentheses, may hold blanks.
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let seconds = |nth| {
+            let ticks: f64 = fields.split_ascii_whitespace().nth(nth)?.parse().ok()?;
+            Some(ticks / TICKS_PER_SECOND)
+        };
+        Usage {
+            resident_bytes: bytes("VmRSS:").unwrap_or_default(),
+            resident_peak_bytes: bytes("VmHWM:").unwrap_or_default(),
+            user_seconds: seconds(11).unwrap_or_default(),
+            system_seconds: seconds(12).unwrap_or_default(),
+        }
+    }
+}
+
+/// A size as Redis shows it to people: `1.50M`.
+fn human(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "K", "M", "G", "T"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        (value, unit) = (value / 1024.0, unit + 1);
+    }
+    match unit {
+        0 => format!("{bytes}B"),
+        _ => format!("{value:.2}{}", UNITS[unit]),
+    }
 }
 
 impl<S: Service> Connection<S> {
@@ -188,10 +240,17 @@ impl<S: Service> Connection<S> {
         }
         if wanted("memory") {
             begin(&mut out, "Memory");
-            let bytes = resident_bytes();
-            put(&mut out, "used_memory", bytes);
-            put(&mut out, "used_memory_rss", bytes);
-            put(&mut out, "maxmemory", 0);
+            let usage = Usage::now();
+            for (name, bytes) in [
+                ("used_memory", usage.resident_bytes),
+                ("used_memory_rss", usage.resident_bytes),
+                ("used_memory_peak", usage.resident_peak_bytes),
+                ("maxmemory", 0),
+            ] {
+                put(&mut out, name, bytes);
+                line(&mut out, &format!("{name}_human"), &human(bytes));
+            }
+            line(&mut out, "maxmemory_policy", "noeviction");
         }
         if wanted("persistence") {
             begin(&mut out, "Persistence");
@@ -240,6 +299,16 @@ impl<S: Service> Connection<S> {
                 line(&mut out, &name, &value);
             }
         }
+        if wanted("cpu") {
+            begin(&mut out, "CPU");
+            let usage = Usage::now();
+            for (name, seconds) in [
+                ("used_cpu_sys", usage.system_seconds),
+                ("used_cpu_user", usage.user_seconds),
+            ] {
+                line(&mut out, name, &format!("{seconds:.6}"));
+            }
+        }
         if wanted("commandstats") {
             begin(&mut out, "Commandstats");
             metrics.command_lines(&mut out);
@@ -267,16 +336,51 @@ impl<S: Service> Connection<S> {
         if wanted("keyspace") {
             begin(&mut out, "Keyspace");
             // What this node has applied: INFO answers without a leader too.
-            if let Ok(reading) = service.read(ReadLevel::Local, 0).await
-                && let Ok(view) = View::new(&reading.view, reading.replicated_ms, reading.now_ms)
-            {
-                let state = view.state();
-                if state.keys > 0 {
-                    let text = format!("keys={},expires={},avg_ttl=0", state.keys, state.expiring);
-                    line(&mut out, "db0", &text);
+            let counts = match service.read(ReadLevel::Local, 0).await {
+                Ok(reading) => {
+                    let count = move || {
+                        let (replicated_ms, now_ms) = (reading.replicated_ms, reading.now_ms);
+                        let view = View::new(&reading.view, replicated_ms, now_ms).ok()?;
+                        Some((view.state().keys, view.state().expiring))
+                    };
+                    doors::blocking(&*self.shared.doors.workers, count)
+                        .await
+                        .flatten()
                 }
+                Err(_) => None,
+            };
+            if let Some((keys @ 1.., expiring)) = counts {
+                let text = format!("keys={keys},expires={expiring},avg_ttl=0");
+                line(&mut out, "db0", &text);
             }
         }
         Reply::text(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usage_is_read_from_proc() {
+        let status = "Name:\tkvd\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
+        let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 100 0 0 0 250 75 0 0 20 0 8 0 100 1 1";
+        let usage = Usage::parse(status, stat);
+        assert_eq!(usage.resident_bytes, 1 << 20);
+        assert_eq!(usage.resident_peak_bytes, 2 << 20);
+        assert_eq!((usage.user_seconds, usage.system_seconds), (2.5, 0.75));
+        assert_eq!(Usage::parse("", "").resident_bytes, 0);
+        if cfg!(target_os = "linux") {
+            assert!(Usage::now().resident_bytes > 0);
+        }
+    }
+
+    #[test]
+    fn sizes_are_shown_as_redis_shows_them() {
+        assert_eq!(human(0), "0B");
+        assert_eq!(human(1023), "1023B");
+        assert_eq!(human(1536), "1.50K");
+        assert_eq!(human(3 << 30), "3.00G");
     }
 }
