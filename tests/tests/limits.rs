@@ -1,7 +1,7 @@
 //! Sizes and numbers at their limits, at the default settings.
 
 use kvd::resp::Reply;
-use kvd_tests::{Client, Node, alone, request};
+use kvd_tests::{Client, Node, alone, cluster, leader, request};
 
 fn peak_kib(node: &Node) -> String {
     let status = std::fs::read_to_string(format!("/proc/{}/status", node.pid().unwrap())).unwrap();
@@ -129,4 +129,64 @@ fn one_clients_writes_are_one_sync_each_and_many_clients_share_them() {
     let entries = node.info_number("raft_proposed_entries") - entries;
     eprintln!("fifty clients: 2000 writes, {entries} entries, {syncs} syncs");
     assert!(syncs < 1500, "{syncs} syncs for 2000 writes");
+}
+
+#[test]
+fn the_replies_of_one_transaction_are_bounded() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut node = Node::new(temp.path(), "node0", "redb");
+    node.start();
+    let mut client = node.client();
+    let value = vec![b'v'; 64 << 20];
+    assert_eq!(client.call(&[&b"SET"[..], b"large", &value]), Reply::Ok);
+    // With a write, so that a group carries it out, and without, so that a view does.
+    for first in [["SET", "other", "1"].as_slice(), ["GET", "none"].as_slice()] {
+        client.send(&["MULTI"]).unwrap();
+        client.send(first).unwrap();
+        for _ in 0..9 {
+            client.send(&["GET", "large"]).unwrap();
+        }
+        for _ in 0..11 {
+            assert!(!client.receive().unwrap().is_error());
+        }
+        let Reply::Array(replies) = client.call(&["EXEC"]) else {
+            panic!("a transaction answers an array");
+        };
+        assert_eq!(replies.len(), 10);
+        assert!(
+            replies[1..9]
+                .iter()
+                .all(|reply| *reply == Reply::Bulk(value.clone().into()))
+        );
+        assert!(
+            matches!(&replies[9], Reply::Error(text) if text.contains("more than 537919488 bytes")),
+        );
+    }
+    // The client goes on.
+    assert_eq!(client.call(&["PING"]), Reply::pong());
+    assert_eq!(client.call(&["GET", "other"]), Reply::bulk("1"));
+    eprintln!("replies up to the limit: {}", peak_kib(&node));
+}
+
+#[test]
+fn a_follower_answers_more_than_a_message_between_nodes_holds() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
+    let mut client = nodes[(leader(&nodes) + 1) % 3].client();
+    let value = vec![b'v'; 32 << 20];
+    assert_eq!(client.call(&[&b"SET"[..], b"large", &value]), Reply::Ok);
+    client.send(&["MULTI"]).unwrap();
+    client.send(&["INCR", "counter"]).unwrap();
+    for _ in 0..5 {
+        client.send(&["GET", "large"]).unwrap();
+    }
+    for _ in 0..7 {
+        assert!(!client.receive().unwrap().is_error());
+    }
+    let mut replies = vec![Reply::Int(1)];
+    replies.resize(6, Reply::Bulk(value.into()));
+    assert!(client.call(&["EXEC"]) == Reply::Array(replies));
+    assert_eq!(client.call(&["GET", "counter"]), Reply::bulk("1"));
 }

@@ -1,6 +1,7 @@
 //! Keys, whatever they hold.
 
 use crate::command::args::{self, error, integer, invalid_expire, is_word, syntax_error};
+use crate::command::gather::Gather;
 use crate::command::{Call, Failure};
 use crate::keyspace::{Txn, View};
 use crate::resp::{Reply, glob};
@@ -35,16 +36,16 @@ const KEYS_STEP: usize = 1024;
 
 pub(super) fn keys(call: &Call<'_>, view: &View<'_>) -> Answer {
     let pattern = call.args[1];
-    let mut found = Vec::new();
-    let mut cursor = 0;
+    let mut found = Gather::new(call);
+    let (mut cursor, mut room) = (0, true);
     loop {
         cursor = view.scan(cursor, KEYS_STEP, |key, _| {
             if glob::matches(pattern, key, false) {
-                found.push(Reply::bulk_from(key));
+                room = found.push(Reply::bulk_from(key));
             }
         })?;
-        if cursor == 0 {
-            return Ok(Reply::Array(found));
+        if cursor == 0 || !room {
+            return found.finish();
         }
     }
 }
@@ -107,7 +108,7 @@ pub(super) fn check_scan(args: &[&[u8]]) -> Result<(), Reply> {
 
 pub(super) fn scan(call: &Call<'_>, view: &View<'_>) -> Answer {
     let scan = Scan::parse(call.args)?;
-    let mut found = Vec::new();
+    let mut found = Gather::new(call);
     let cursor = view.scan(scan.cursor, scan.count, |key, meta| {
         let wanted = scan.kind.is_none_or(|name| is_word(name, meta.kind.name()))
             && scan
@@ -120,7 +121,7 @@ pub(super) fn scan(call: &Call<'_>, view: &View<'_>) -> Answer {
     let mut buffer = itoa::Buffer::new();
     Ok(Reply::Array(vec![
         Reply::bulk_from(buffer.format(cursor)),
-        Reply::Array(found),
+        found.finish()?,
     ]))
 }
 

@@ -18,6 +18,7 @@ use crate::storage;
 
 mod args;
 pub mod effect;
+mod gather;
 mod introspect;
 mod key;
 mod long_double;
@@ -32,8 +33,9 @@ mod syntax;
 mod table;
 
 pub use effect::Effect;
+pub use gather::too_long;
 pub use reference::reference;
-pub use spec::{Call, Flags, Group, Keys, Kind, Spec};
+pub use spec::{Call, Flags, Group, Keys, Kind, REPLY_BYTES_MAX, Spec};
 pub use table::{TABLE, all, find};
 
 /// Why a command gave no ordinary reply.
@@ -125,6 +127,7 @@ pub fn run_read(spec: &Spec, call: &Call<'_>, view: &View<'_>) -> Result<Reply, 
         return Ok(args::wrong_arity(spec));
     }
     match contained(spec, || function(call, view)) {
+        Ok(reply) if reply.bytes() > call.room => Ok(too_long()),
         Ok(reply) | Err(Failure::Answer(reply)) => Ok(reply),
         Err(Failure::Engine(error)) => Err(error),
     }
@@ -148,6 +151,10 @@ pub fn run_write(spec: &Spec, call: &Call<'_>, txn: &mut Txn<'_>) -> Result<Repl
     }
     let savepoint = txn.savepoint();
     match contained(spec, || function(call, txn)) {
+        Ok(reply) if reply.bytes() > call.room => {
+            txn.rollback(savepoint);
+            Ok(too_long())
+        }
         Ok(reply) => Ok(reply),
         Err(Failure::Answer(reply)) => {
             txn.rollback(savepoint);

@@ -1,6 +1,7 @@
 //! Reads about the store as a whole.
 
 use crate::command::args::{error, integer};
+use crate::command::gather::Gather;
 use crate::command::{Call, Failure};
 use crate::keyspace::View;
 use crate::resp::Reply;
@@ -56,6 +57,13 @@ pub(super) fn check_getkeysinslot(args: &[&[u8]]) -> Result<(), Reply> {
 
 pub(super) fn cluster_getkeysinslot(call: &Call<'_>, view: &View<'_>) -> Answer {
     let (slot, count) = slot_and_count(call.args)?;
-    let keys = view.keys_in_slot(slot, count)?;
-    Ok(Reply::Array(keys.into_iter().map(Reply::Bulk).collect()))
+    let mut keys = Gather::new(call);
+    let mut left = count;
+    if count > 0 {
+        view.keys_in_slot(slot, |key| {
+            left -= 1;
+            keys.push(Reply::bulk_from(key)) && left > 0
+        })?;
+    }
+    keys.finish()
 }

@@ -66,6 +66,24 @@ pub struct Call<'a> {
     /// What anything random is drawn from. A write's comes from its entry, so it is the same on
     /// every node.
     pub seed: u64,
+    /// How many bytes the reply may take.
+    pub room: usize,
+}
+
+/// Most bytes that the replies of one transaction, of the commands of one group, or of one command
+/// alone may take: what a client may make a node hold for it. Any single value fits. As writes
+/// depend on it, it is the same on every node.
+pub const REPLY_BYTES_MAX: usize = 513 << 20;
+
+impl<'a> Call<'a> {
+    /// A call that may take all the room there is.
+    pub fn new(args: &'a [&'a [u8]], seed: u64) -> Self {
+        Call {
+            args,
+            seed,
+            room: REPLY_BYTES_MAX,
+        }
+    }
 }
 
 /// Which arguments are keys.

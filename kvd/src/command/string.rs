@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::command::args::{self, Deadline, Unit, deadline, error, integer, is_word, syntax_error};
+use crate::command::gather::Gather;
 use crate::command::long_double::LongDouble;
 use crate::command::{Call, Failure};
 use crate::keyspace::{Expire, Txn, View};
@@ -37,14 +38,17 @@ pub(super) fn strlen(call: &Call<'_>, view: &View<'_>) -> Answer {
 
 /// MGET answers nil for keys of other types, as Redis does.
 pub(super) fn mget(call: &Call<'_>, view: &View<'_>) -> Answer {
-    let mut values = Vec::with_capacity(call.args.len() - 1);
+    let mut values = Gather::new(call);
     for key in &call.args[1..] {
-        values.push(match bulk_of(view, key) {
+        let room = values.push(match bulk_of(view, key) {
             Err(Failure::Answer(_)) => Reply::Null,
             other => other?,
         });
+        if !room {
+            break;
+        }
     }
-    Ok(Reply::Array(values))
+    values.finish()
 }
 
 /// What the options of SET say.

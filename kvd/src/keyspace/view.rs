@@ -306,26 +306,24 @@ impl<'a> View<'a> {
         Ok(keys)
     }
 
-    /// The first `count` keys of a slot, in stored order.
+    /// The keys of a slot in stored order, as long as `more` says so.
     ///
     /// # Errors
     ///
     /// The engine's failure.
-    pub fn keys_in_slot(&self, slot: u16, count: usize) -> Result<Vec<Bytes>, Failure> {
-        let mut keys = Vec::new();
-        if count == 0 {
-            return Ok(keys);
-        }
+    pub fn keys_in_slot(
+        &self,
+        slot: u16,
+        mut more: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), Failure> {
         let (from, to) = (Place::first_of(slot), Place::first_of(slot + 1));
         self.live_records(from, Some(to), &mut |_, key, _, _| {
-            keys.push(Bytes::copy_from_slice(key));
-            if keys.len() == count {
-                Flow::Stop
-            } else {
+            if more(key) {
                 Flow::Continue
+            } else {
+                Flow::Stop
             }
-        })?;
-        Ok(keys)
+        })
     }
 
     /// The earliest expiry of all records, in milliseconds since the Unix epoch.

@@ -12,7 +12,7 @@ use super::codec::Malformed;
 use super::entry::{self, Group, Rule, Stamp};
 use super::position::Position;
 use super::types::{Applied, Entry, StoredMembership};
-use crate::command::{self, Call, Kind};
+use crate::command::{self, Call, Kind, REPLY_BYTES_MAX};
 use crate::keyspace::{Failure, Limits, State, Txn, sweep};
 use crate::resp::Reply;
 use crate::storage::{self, Store};
@@ -252,15 +252,21 @@ fn run_group(group: &Group, txn: &mut Txn<'_>, seed: u64) -> Result<Vec<Reply>, 
     let mut replies = Vec::with_capacity(group.len());
     let mut commands = group.commands();
     let mut args = Vec::new();
-    let mut ordinal = 0u64;
+    let (mut ordinal, mut room) = (0u64, REPLY_BYTES_MAX);
     while commands.next_into(&mut args)? {
         let seed = seed ^ ordinal;
         ordinal += 1;
         let reply = if group.is_internal() {
             run_internal(&args, txn)?
         } else {
-            run_command(&args, txn, seed)?
+            let call = Call {
+                args: &args,
+                seed,
+                room,
+            };
+            run_command(&call, txn)?
         };
+        room = room.saturating_sub(reply.bytes());
         let failed = reply.is_error();
         replies.push(reply);
         if failed && group.rule() == Rule::All {
@@ -271,18 +277,17 @@ fn run_group(group: &Group, txn: &mut Txn<'_>, seed: u64) -> Result<Vec<Reply>, 
     Ok(replies)
 }
 
-fn run_command(args: &[&[u8]], txn: &mut Txn<'_>, seed: u64) -> Result<Reply, GroupError> {
+fn run_command(call: &Call<'_>, txn: &mut Txn<'_>) -> Result<Reply, GroupError> {
     // The proposer has validated all of this; a node that finds otherwise runs another version,
     // and answers as every node of its kind does.
-    let spec = match command::lookup(args) {
+    let spec = match command::lookup(call.args) {
         Ok(spec) => spec,
         Err(reply) => return Ok(reply),
     };
-    let call = Call { args, seed };
     match spec.kind {
         Kind::Session(_) => Ok(Reply::error("ERR internal error")),
         Kind::Read(_) | Kind::Write(_) => {
-            command::run_write(spec, &call, txn).map_err(GroupError::Engine)
+            command::run_write(spec, call, txn).map_err(GroupError::Engine)
         }
     }
 }

@@ -91,6 +91,25 @@ impl Reply {
         matches!(self, Reply::Error(_))
     }
 
+    /// About how many bytes of memory it takes.
+    pub fn bytes(&self) -> usize {
+        let all = |items: &[Reply]| items.iter().map(Reply::bytes).sum();
+        size_of::<Reply>()
+            + match self {
+                Reply::Simple(text) | Reply::Error(text) => text.len(),
+                Reply::Bulk(bytes) | Reply::Verbatim { text: bytes, .. } => bytes.len(),
+                Reply::Array(items) | Reply::Set(items) | Reply::Push(items) => all(items),
+                Reply::Map(pairs) => pairs.iter().map(|(k, v)| k.bytes() + v.bytes()).sum(),
+                Reply::BigNumber(digits) => digits.len(),
+                Reply::Ok
+                | Reply::Int(_)
+                | Reply::Null
+                | Reply::NullArray
+                | Reply::Double(_)
+                | Reply::Bool(_) => 0,
+            }
+    }
+
     /// The first word of an error, such as `ERR` or `MOVED`; nothing for other replies.
     pub fn error_prefix(&self) -> Option<&str> {
         match self {

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
 use super::{ClientEntry, Service, Shared};
-use crate::command::{self, Call, Flags, Spec};
+use crate::command::{self, Call, Flags, REPLY_BYTES_MAX, Spec};
 use crate::doors::{self, Stream};
 use crate::keyspace::{self, View};
 use crate::node::{ReadLevel, Reading, RedirectMode};
@@ -517,15 +517,15 @@ impl<S: Service> Connection<S> {
 
     /// Answers reads from one view: at least the first, and as many as fit a bound of bytes.
     pub(super) async fn read(&mut self, requests: Vec<Request>) -> (Vec<Request>, Vec<Reply>) {
-        self.read_if(requests, Vec::new(), READ_BYTES_MAX).await
+        self.read_if(requests, Vec::new(), false).await
     }
 
-    /// As [`Self::read`]; nothing but a null when a watched key has changed.
+    /// As [`Self::read`], or all `together`; nothing but a null when a watched key has changed.
     pub(super) async fn read_if(
         &mut self,
         mut requests: Vec<Request>,
         mut watched: Vec<(Bytes, u64)>,
-        bytes_max: usize,
+        together: bool,
     ) -> (Vec<Request>, Vec<Reply>) {
         let local = requests
             .iter()
@@ -549,11 +549,11 @@ impl<S: Service> Connection<S> {
             };
             let seed = self.shared.doors.random.next();
             let outcome = if cheap && self.shared.service.reads_are_fast() {
-                run_reads(&reading, &requests, &watched, seed, bytes_max)
+                run_reads(&reading, &requests, &watched, seed, together)
             } else {
                 let workers = self.shared.doors.workers.clone();
                 let ran = doors::blocking(&*workers, move || {
-                    let outcome = run_reads(&reading, &requests, &watched, seed, bytes_max);
+                    let outcome = run_reads(&reading, &requests, &watched, seed, together);
                     (requests, watched, outcome)
                 });
                 let outcome;
@@ -621,21 +621,12 @@ pub(super) fn internal() -> Reply {
     Reply::error("ERR internal error")
 }
 
-/// The bytes of a reply, roughly.
-fn size(reply: &Reply) -> usize {
-    16 + match reply {
-        Reply::Bulk(bytes) => bytes.len(),
-        Reply::Array(items) | Reply::Set(items) => items.iter().map(size).sum(),
-        _ => 0,
-    }
-}
-
 fn run_reads(
     reading: &Reading,
     requests: &[Request],
     watched: &[(Bytes, u64)],
     seed: u64,
-    bytes_max: usize,
+    together: bool,
 ) -> Result<(Vec<Reply>, bool), storage::Error> {
     let engine = |failure| match failure {
         keyspace::Failure::Engine(error) => error,
@@ -652,11 +643,15 @@ fn run_reads(
         let call = Call {
             args: &request.slices(),
             seed: seed.wrapping_add(n as u64),
+            room: match together {
+                true => REPLY_BYTES_MAX.saturating_sub(bytes),
+                false => REPLY_BYTES_MAX,
+            },
         };
         let reply = command::run_read(request.spec, &call, &view)?;
-        bytes += size(&reply);
+        bytes += reply.bytes();
         replies.push(reply);
-        if bytes >= bytes_max {
+        if bytes >= READ_BYTES_MAX && !together {
             break;
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::connection::Connection;
 use super::{ServerSettings, Service, cluster};
+use crate::command::REPLY_BYTES_MAX;
 use crate::doors;
 use crate::keyspace::View;
 use crate::metrics::line;
@@ -33,6 +34,10 @@ const DEFAULT: &[&str] = &[
 pub(super) fn settings(settings: &ServerSettings) -> Vec<(&'static str, String)> {
     vec![
         ("appendonly", "yes".to_owned()),
+        (
+            "client-output-buffer-limit",
+            format!("normal {REPLY_BYTES_MAX} 0 0 slave 0 0 0 pubsub 0 0 0"),
+        ),
         ("cluster-enabled", "yes".to_owned()),
         ("databases", "1".to_owned()),
         (

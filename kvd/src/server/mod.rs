@@ -89,8 +89,6 @@ pub struct ServerSettings {
     pub hold: Duration,
     /// A connection that is idle for longer is closed; zero means never.
     pub idle_timeout: Duration,
-    /// Bytes of replies that may wait for a client beyond one reply.
-    pub output_bytes_max: usize,
 }
 
 impl Default for ServerSettings {
@@ -103,7 +101,6 @@ impl Default for ServerSettings {
             follower_writes: RedirectMode::Auto,
             hold: Duration::from_secs(5),
             idle_timeout: Duration::ZERO,
-            output_bytes_max: 64 << 20,
         }
     }
 }

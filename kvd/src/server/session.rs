@@ -200,7 +200,7 @@ impl<S: Service> Connection<S> {
                 Err(reply) => return reply,
             }
         } else if !data.is_empty() || !watched.is_empty() {
-            self.read_if(data, watched, usize::MAX).await
+            self.read_if(data, watched, true).await
         } else {
             (data, Vec::new())
         };

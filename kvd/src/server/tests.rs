@@ -76,10 +76,7 @@ impl Service for Fake {
         let (mut replies, mut args, mut commands) = (Vec::new(), Vec::new(), group.commands());
         while commands.next_into(&mut args).unwrap() {
             let spec = command::lookup(&args).unwrap();
-            let call = Call {
-                args: &args,
-                seed: 1,
-            };
+            let call = Call::new(&args, 1);
             replies.push(command::run_write(spec, &call, &mut txn).unwrap());
         }
         let mark = Mark {

@@ -44,10 +44,7 @@ fn run_in_entries(script: &Script) -> Script {
             Ok(spec) => spec,
             Err(reply) => return reply,
         };
-        let call = Call {
-            args: &args,
-            seed: SEED,
-        };
+        let call = Call::new(&args, SEED);
         if spec.is_read() {
             let base = store.read().expect("memory is readable");
             let view = View::new(&base, now_ms, now_ms).expect("memory is readable");
@@ -93,10 +90,7 @@ fn run_in_one_transaction(script: &Script) -> Script {
             Ok(spec) => spec,
             Err(reply) => return reply,
         };
-        let call = Call {
-            args: &args,
-            seed: SEED,
-        };
+        let call = Call::new(&args, SEED);
         command::run_write(spec, &call, &mut txn).expect("memory is readable")
     })
 }
@@ -219,10 +213,7 @@ fn a_command_that_panics_or_fails_answers_and_changes_nothing() {
     let base = store.read().expect("memory is readable");
     let mut txn =
         Txn::new(&base, 1, START_MS, SEED, Limits::default()).expect("memory is readable");
-    let call = Call {
-        args: &[b"broken"],
-        seed: SEED,
-    };
+    let call = Call::new(&[b"broken"], SEED);
     for (spec, text) in [
         (Spec::write("broken", 1, broken), "ERR internal error"),
         (Spec::write("refusing", 1, refusing), "ERR no"),
@@ -350,7 +341,7 @@ proptest::proptest! {
             args.extend(words.iter().map(|word| WORDS[*word].as_bytes()));
             let Ok(spec) = prepared(&args) else { continue };
             let before = txn.view().digest().expect("memory is readable");
-            let call = Call { args: &args, seed: SEED };
+            let call = Call::new(&args, SEED);
             let reply = command::run_write(spec, &call, &mut txn).expect("memory is readable");
             proptest::prop_assert_ne!(&reply, &Reply::error("ERR internal error"), "{:?}", args);
             if reply.is_error() || spec.is_read() {
@@ -359,4 +350,36 @@ proptest::proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_reply_without_room_is_an_error_and_its_command_changes_nothing() {
+    let store = Store::new(Arc::new(MemoryEngine::new()));
+    let base = store.read().expect("memory is readable");
+    let mut txn =
+        Txn::new(&base, 1, START_MS, SEED, Limits::default()).expect("memory is readable");
+    let mut run = |line: &str, room: usize| {
+        let args: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+        let call = Call {
+            room,
+            ..Call::new(&args, SEED)
+        };
+        let spec = command::lookup(&args).expect("a known command");
+        command::run_write(spec, &call, &mut txn).expect("memory is readable")
+    };
+    let value = "v".repeat(500);
+    assert_eq!(run(&format!("SET a {value}"), 1000), Reply::Ok);
+    assert_eq!(run("GET a", 1000), Reply::bulk(value.clone()));
+    for line in [
+        "GET a",
+        "GETSET a other",
+        "GETDEL a",
+        "MGET a a",
+        "KEYS *",
+        "SCAN 0",
+    ] {
+        assert_eq!(run(line, 50), command::too_long(), "{line}");
+    }
+    assert_eq!(run("MGET a a", 800), command::too_long());
+    assert_eq!(run("GET a", 1000), Reply::bulk(value));
 }
