@@ -10,6 +10,7 @@
 //! | `0x10` record | epoch u32, slot u16, hash 48 bits, key | header and payload (see `record`) |
 //! | `0x20` expiry | epoch u32, expires at ms u64, slot u16, hash 48 bits, key | empty |
 //! | `0x30` element | epoch u32, slot u16, hash 48 bits, key length u32, key, version (index u64, ordinal u32, zero u32), element | of the type |
+//! | `0x40` removal | epoch u32, slot u16 | index u64, little-endian: the last entry that removed a key of the slot |
 //!
 //! The slot is Redis Cluster's: CRC-16/XMODEM of the key, or of its hash tag, modulo 16384.
 //! The hash is [`hash48`]. Together they are the place of a key, of 62 bits: a SCAN cursor.
@@ -22,6 +23,11 @@ pub const RECORD: u8 = 0x10;
 pub const EXPIRY: u8 = 0x20;
 /// First byte of the elements of collections.
 pub const ELEMENT: u8 = 0x30;
+
+/// First byte of the slots' last removals.
+pub const REMOVAL: u8 = 0x40;
+/// What belongs to an epoch, in order.
+pub const OF_EPOCHS: [u8; 4] = [RECORD, EXPIRY, ELEMENT, REMOVAL];
 
 /// The key of the keyspace's state.
 pub const STATE_KEY: &[u8] = &[META, 0x00];
@@ -172,6 +178,23 @@ pub fn epoch_from(first: u8, epoch: Option<u32>) -> KeyBuf {
 /// The key of an entry of the node's own.
 pub fn system_key(name: &str) -> KeyBuf {
     KeyBuf::of([SYSTEM_PREFIX, name.as_bytes()])
+}
+
+/// The key of the last removal in the slot of `place`.
+pub fn removal_key(epoch: u32, place: Place) -> KeyBuf {
+    KeyBuf::of([
+        &[REMOVAL],
+        &epoch.to_be_bytes(),
+        &place.slot().to_be_bytes(),
+    ])
+}
+
+/// The epoch of a removal.
+pub fn split_removal(engine_key: &[u8]) -> Option<u32> {
+    match engine_key {
+        [REMOVAL, a, b, c, d, _, _] => Some(u32::from_be_bytes([*a, *b, *c, *d])),
+        _ => None,
+    }
 }
 
 /// The epoch, place and Redis key of a record's key.

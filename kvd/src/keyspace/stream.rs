@@ -93,12 +93,7 @@ pub fn write(read: &dyn Read, mark: &Mark, out: &mut dyn io::Write) -> Result<He
         bytes: 0,
     };
     writer.header(mark)?;
-    for first_byte in [
-        encoding::META,
-        encoding::RECORD,
-        encoding::EXPIRY,
-        encoding::ELEMENT,
-    ] {
+    for first_byte in std::iter::once(encoding::META).chain(encoding::OF_EPOCHS) {
         let (from, to) = match first_byte {
             encoding::META => (vec![first_byte], vec![first_byte + 1]),
             _ => {
@@ -298,6 +293,12 @@ fn check_entry(
             Some(epoch) => u32::from_be_bytes(*epoch),
             None => return Err("a key is too short"),
         },
+        Some(&encoding::REMOVAL) => {
+            if value.len() != 8 {
+                return Err("a removal is not readable");
+            }
+            encoding::split_removal(key).ok_or("a key is too short")?
+        }
         _ => return Err("a key of an unknown kind"),
     };
     if epoch != state.epoch {

@@ -35,7 +35,7 @@ impl Leftovers {
 /// The engine's failure.
 pub fn sweep(read: &dyn Read, epoch: u32, max: usize) -> Result<Leftovers, Failure> {
     let mut found = Leftovers::default();
-    for first_byte in [encoding::RECORD, encoding::EXPIRY, encoding::ELEMENT] {
+    for first_byte in encoding::OF_EPOCHS {
         if found.entries == max {
             break;
         }

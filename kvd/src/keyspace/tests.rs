@@ -99,7 +99,10 @@ fn assert_same(view: &View<'_>, model: &Model) {
         let value = view.get_string(&key).unwrap();
         assert_eq!(value.as_deref(), expected.as_deref());
         assert_eq!(view.exists(&key).unwrap(), expected.is_some());
-        assert_eq!(view.modified(&key).unwrap() > 0, expected.is_some());
+        assert_eq!(
+            view.modified(&key).unwrap() < view::ABSENT,
+            expected.is_some()
+        );
     }
     assert_eq!(view.len().unwrap(), live.len() as u64);
     let expiring = live.iter().filter(|(_, (_, at))| at.is_some()).count();
@@ -473,14 +476,15 @@ fn expired_key_is_absent_though_its_record_is_there() {
     let after = view(&engine, 2000);
     assert_eq!(engine.len(), records);
     assert!(!after.exists(b"goes").unwrap());
-    assert_eq!(after.modified(b"goes").unwrap(), 0);
+    assert!(after.modified(b"goes").unwrap() >= view::ABSENT);
     assert_eq!(after.len().unwrap(), 1);
     assert_eq!(after.expires_len().unwrap(), 0);
     assert_eq!(after.random_key(1).unwrap().as_deref(), Some(&b"stays"[..]));
     let digest = after.digest().unwrap();
     assert_ne!(before.digest().unwrap(), digest);
     let removed = entry(&engine, 2, 2000, |txn| txn.remove_due(10).unwrap());
-    assert_eq!((removed, engine.len()), (1, records - 2));
+    // The record and its expiry go, and leave the slot's last removal.
+    assert_eq!((removed, engine.len()), (1, records - 1));
     assert_eq!(view(&engine, 2000).digest().unwrap(), digest);
     assert_eq!(view(&engine, 2000).next_expiry().unwrap(), None);
     assert_consistent(&engine);
@@ -742,4 +746,54 @@ fn unknown_record_is_the_engines_failure() {
             Err(Failure::Engine(_))
         ));
     }
+}
+
+/// WATCH must see what came and went in the meantime.
+#[test]
+fn an_absent_key_tells_that_it_was_there_in_between() {
+    let engine = MemoryEngine::new();
+    let mut index = 0;
+    let mut step = |change: &dyn Fn(&mut Txn<'_>)| {
+        index += 1;
+        entry(&engine, index, 1000 + index, change);
+        view(&engine, 1000 + index).modified(b"k").unwrap()
+    };
+    let mut seen = vec![step(&|txn| set(txn, b"other", b"1"))];
+    let comes_and_goes: [&dyn Fn(&mut Txn<'_>); 5] = [
+        &|txn| assert!(txn.delete(b"k").unwrap()),
+        &|txn| assert!(txn.set_expiry(b"k", Some(0)).unwrap()),
+        &|txn| assert!(txn.rename(b"k", b"k2").unwrap()),
+        &|txn| txn.flush_all(),
+        &|txn| {
+            set(txn, b"k", b"2");
+            txn.flush_all();
+        },
+    ];
+    for goes in comes_and_goes {
+        let there = step(&|txn| set(txn, b"k", b"1"));
+        assert!(there < view::ABSENT);
+        let gone = step(goes);
+        assert!(gone >= view::ABSENT && !seen.contains(&gone));
+        seen.push(gone);
+    }
+    // In one entry too, and not without a reason.
+    let both = step(&|txn| {
+        set(txn, b"k", b"1");
+        txn.delete(b"k").unwrap();
+    });
+    assert!(!seen.contains(&both));
+    assert_eq!(step(&|txn| set(txn, b"other", b"2")), both);
+    assert_eq!(step(&|txn| assert!(!txn.delete(b"k").unwrap())), both);
+}
+
+#[test]
+fn an_expiry_in_an_entry_that_removed_another_key_of_the_slot_is_a_change() {
+    let engine = MemoryEngine::new();
+    entry(&engine, 1, 1000, |txn| set(txn, b"{s}other", b"1"));
+    entry(&engine, 2, 1000, |txn| {
+        txn.delete(b"{s}other").unwrap();
+        txn.set_string(b"{s}k", b"1", Expire::At(2000)).unwrap();
+    });
+    let before = view(&engine, 1500).modified(b"{s}k").unwrap();
+    assert_ne!(view(&engine, 2000).modified(b"{s}k").unwrap(), before);
 }

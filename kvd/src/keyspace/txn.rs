@@ -402,6 +402,8 @@ impl<'a> Txn<'a> {
         let Some(old) = old else { return };
         let epoch = self.state.epoch;
         self.change(&encoding::record_key_at(epoch, place, key), None);
+        let index = Bytes::copy_from_slice(&self.version.index.to_le_bytes());
+        self.change(&encoding::removal_key(epoch, place), Some(index));
         self.state.keys -= 1;
         if let Some(at) = old.meta.expires_at_ms {
             self.change(&encoding::expiry_key(epoch, at, place, key), None);

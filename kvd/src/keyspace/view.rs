@@ -11,6 +11,11 @@ use super::record::{self, Kind, RecordMeta, State, Version};
 use super::{Failure, corruption};
 use crate::storage::{self, Flow, Layer, Range, Read, Stack};
 
+/// What [`View::modified`] gives for absent keys is not less than this; no index is as large.
+pub(super) const ABSENT: u64 = 1 << 63;
+/// Where nothing of the slot was removed in an epoch, its number is above this.
+const NEVER: u64 = 1 << 62;
+
 /// The keyspace as it is at one state and one replicated time.
 ///
 /// A key exists when its expiry is later than the replicated time. Callbacks get slices that live
@@ -143,7 +148,10 @@ impl<'a> View<'a> {
         Ok(self.meta(key)?.is_some())
     }
 
-    /// The log index of the entry that changed `key` last, 0 when it is absent.
+    /// A number that is another one after `key` was changed, set, removed or flushed away: the log
+    /// index of the entry that changed it last, and while it is absent, one above [`ABSENT`] that
+    /// tells the last removal of any key in its slot. It may so become another one although this
+    /// key was not touched, but never stays the same when it was.
     ///
     /// Where reads may run between two commands of one entry, compare [`Self::version`] instead.
     ///
@@ -151,7 +159,19 @@ impl<'a> View<'a> {
     ///
     /// The engine's failure.
     pub fn modified(&self, key: &[u8]) -> Result<u64, Failure> {
-        Ok(self.meta(key)?.map_or(0, |meta| meta.modified))
+        if let Some(meta) = self.meta(key)? {
+            return Ok(meta.modified);
+        }
+        let epoch = self.state.epoch;
+        let mut removed = Some(NEVER + u64::from(epoch));
+        self.read().get(
+            encoding::removal_key(epoch, Place::of(key)).as_slice(),
+            &mut |value| removed = value.try_into().ok().map(u64::from_le_bytes),
+        )?;
+        match removed {
+            Some(removed) => Ok(ABSENT | removed),
+            None => Err(Failure::corrupt("a removal is not readable")),
+        }
     }
 
     /// The last change of `key`, the default when it is absent.

@@ -410,6 +410,12 @@ async fn a_transaction_fails_when_a_watched_key_has_changed() {
             "+OK\r\n+QUEUED\r\n*1\r\n$1\r\n7\r\n",
         )
         .await;
+    // What came and went in between is a change.
+    first.says("WATCH n\r\n", "+OK\r\n").await;
+    second.says("SET n 1\r\nDEL n\r\n", "+OK\r\n:1\r\n").await;
+    first
+        .says("MULTI\r\nSET n 2\r\nEXEC\r\n", "+OK\r\n+QUEUED\r\n*-1\r\n")
+        .await;
     // Reads alone are held to it too.
     first.says("WATCH a\r\n", "+OK\r\n").await;
     second.says("SET a 8\r\n", "+OK\r\n").await;
