@@ -326,6 +326,51 @@ impl Drop for Node {
     }
 }
 
+/// A redis-server to compare with, ended when it is dropped.
+pub struct Redis {
+    process: Child,
+    /// Where it listens.
+    pub addr: String,
+}
+
+impl Redis {
+    /// Starts one with a single database, on a free port; none where it is not installed.
+    ///
+    /// # Panics
+    ///
+    /// It does not answer.
+    pub fn start(dir: &Path) -> Option<Self> {
+        let port = free_port();
+        let started = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", "", "--databases", "1"])
+            .args(["--enable-debug-command", "yes"])
+            .current_dir(dir)
+            .stdout(Stdio::null())
+            .spawn();
+        let Ok(process) = started else {
+            eprintln!("redis-server is not installed: nothing to compare with");
+            return None;
+        };
+        let addr = format!("127.0.0.1:{port}");
+        let redis = Redis { process, addr };
+        until("redis answers", || {
+            Client::connect(&redis.addr)
+                .and_then(|mut client| client.try_call(&["PING"]))
+                .is_ok_and(|reply| reply == Reply::pong())
+        });
+        Some(redis)
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 /// A connection that speaks RESP.
 pub struct Client {
     stream: TcpStream,

@@ -2,12 +2,11 @@
 //! replies are those of the script, which are Redis's own.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kvd::command::script::{FOLDER, Script, Step};
 use kvd::resp::Reply;
-use kvd_tests::{Client, Node, alone, free_port, until};
+use kvd_tests::{Client, Node, Redis, alone, until};
 
 /// Replays scripts on a fresh connection each; returns what differed.
 fn replay(addr: &str, skip: impl Fn(&Script) -> bool) -> (usize, Vec<String>) {
@@ -47,47 +46,14 @@ fn a_node_answers_every_script_as_redis_does() {
     assert!(count > 60, "{count} scripts were found");
 }
 
-/// A redis-server, ended with the test.
-struct Redis(Child);
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn redis_answers_the_same_scripts_the_same() {
     let _alone = alone();
     let temp = tempfile::tempdir().unwrap();
-    let port = free_port();
-    let started = Command::new("redis-server")
-        .args([
-            "--port",
-            &port.to_string(),
-            "--save",
-            "",
-            "--bind",
-            "127.0.0.1",
-        ])
-        .args(["--enable-debug-command", "yes"])
-        .current_dir(temp.path())
-        .stdout(Stdio::null())
-        .spawn();
-    let Ok(child) = started else {
-        eprintln!("redis-server is not installed: nothing to compare with");
+    let Some(redis) = Redis::start(temp.path()) else {
         return;
     };
-    let _redis = Redis(child);
-    let addr = format!("127.0.0.1:{port}");
-    until("redis answers", || {
-        Client::connect(&addr)
-            .and_then(|mut client| client.try_call(&["PING"]))
-            .is_ok_and(|reply| reply == Reply::pong())
-    });
-    let (count, differences) = replay(&addr, |script| script.offline || script.kvd_only);
+    let (count, differences) = replay(&redis.addr, |script| script.offline || script.kvd_only);
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     assert!(count > 40, "{count} scripts were found");
 }

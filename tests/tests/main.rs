@@ -9,6 +9,7 @@ mod catch_up;
 mod clients;
 mod cluster;
 mod commands;
+mod compare;
 mod crash;
 mod licences;
 mod limits;

@@ -84,6 +84,14 @@ pub(super) fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).replace(['\r', '\n'], " ")
 }
 
+/// The same for the end of the line: line ends there go, as in Redis.
+pub(super) fn printable_at_end(bytes: &[u8]) -> String {
+    let kept = bytes
+        .iter()
+        .rposition(|byte| !matches!(byte, b'\r' | b'\n'));
+    printable(&bytes[..kept.map_or(0, |last| last + 1)])
+}
+
 /// When a key shall expire, as an argument says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Deadline {

@@ -216,7 +216,7 @@ impl ExpireForm {
             } else {
                 return error(format!(
                     "ERR Unsupported option {}",
-                    args::printable(option)
+                    args::printable_at_end(option)
                 ));
             }
         }

@@ -88,11 +88,18 @@ pub fn lookup(args: &[&[u8]]) -> Result<&'static Spec, Reply> {
 /// looks at them before it looks at keys, and, for writes, the sizes of keys and values. A request
 /// that fails here did not happen.
 pub fn validate(spec: &Spec, args: &[&[u8]], limits: &Limits) -> Result<(), Reply> {
+    validate_queued(spec, args, limits)?;
+    match spec.check {
+        Some(check) => check(args),
+        None => Ok(()),
+    }
+}
+
+/// As [`validate`], for a request that is queued: what its arguments are is looked at when it is
+/// carried out, and then is an error among the replies of the others.
+pub fn validate_queued(spec: &Spec, args: &[&[u8]], limits: &Limits) -> Result<(), Reply> {
     if !spec.accepts(args.len()) {
         return Err(args::wrong_arity(spec));
-    }
-    if let Some(check) = spec.check {
-        check(args)?;
     }
     if spec.is_write() {
         check_sizes(spec, args, limits)?;

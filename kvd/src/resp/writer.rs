@@ -179,7 +179,8 @@ pub fn write(reply: &Reply, protocol: Protocol, out: &mut OutputBuffer) {
     match reply {
         Reply::Ok => out.put(b"+OK\r\n"),
         Reply::Simple(text) => out.put_line(b"+", text),
-        Reply::Error(text) => out.put_line(b"-", text),
+        // As in Redis: line ends at the end go, and others become blanks.
+        Reply::Error(text) => out.put_line(b"-", text.trim_end_matches(['\r', '\n'])),
         Reply::Int(value) => out.put_header(b':', *value),
         Reply::Bulk(bytes) => {
             out.put_header(b'$', bytes.len());
@@ -312,7 +313,7 @@ mod tests {
     fn line_ends_never_leave_a_line() {
         assert_eq!(
             written(&Reply::error("ERR a\r\n+OK\nx\r"), Protocol::Resp2),
-            "-ERR a  +OK x \r\n"
+            "-ERR a  +OK x\r\n"
         );
         assert_eq!(written(&Reply::simple("a\nb"), Protocol::Resp3), "+a b\r\n");
         assert_eq!(

@@ -237,6 +237,7 @@ impl<S: Service> Connection<S> {
             self.finish_run().await?;
             return Err(Gone);
         }
+        let mut aborted = false;
         let spec = {
             let slices: Vec<&[u8]> = args.iter().map(|arg| &arg[..]).collect();
             command::lookup(&slices).and_then(|spec| {
@@ -248,8 +249,25 @@ impl<S: Service> Connection<S> {
                     key_bytes_max: limits.key_bytes_max as u64,
                     value_bytes_max: limits.value_bytes_max as u64,
                 };
-                command::validate(spec, &slices, &limits)
-                    .inspect_err(|_| self.shared.metrics.refused(spec))?;
+                let validate = match &self.queue {
+                    Some(_) => command::validate_queued,
+                    None => command::validate,
+                };
+                if let Err(reply) = validate(spec, &slices, &limits) {
+                    self.shared.metrics.refused(spec);
+                    let text = match &reply {
+                        Reply::Error(text) => text.trim_start_matches("ERR "),
+                        _ => "",
+                    };
+                    if spec.name != "exec" {
+                        return Err(reply);
+                    }
+                    // An EXEC that is refused is an EXEC all the same.
+                    aborted = true;
+                    return Err(Reply::error(format!(
+                        "EXECABORT Transaction discarded because of: {text}"
+                    )));
+                }
                 if self.queue.is_some() && spec.has(Flags::NO_MULTI) {
                     return Err(Reply::error("ERR Command not allowed inside a transaction"));
                 }
@@ -267,6 +285,11 @@ impl<S: Service> Connection<S> {
         let spec = match spec {
             Ok(spec) => spec,
             Err(reply) => {
+                if aborted {
+                    self.queue = None;
+                    self.watched.clear();
+                    self.entry.queued(None);
+                }
                 if let Some(queue) = &mut self.queue {
                     queue.failed = true;
                 }

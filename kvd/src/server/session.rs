@@ -239,13 +239,14 @@ impl<S: Service> Connection<S> {
     fn auth(&mut self, credentials: &Credentials) -> Reply {
         let settings = self.shared.settings();
         let Some(password) = &settings.password else {
-            if credentials.username.is_none() {
-                return Reply::error(
+            return match credentials.username.as_deref() {
+                None => Reply::error(
                     "ERR AUTH <password> called without any password configured for the default \
                      user. Are you sure your configuration is correct?",
-                );
-            }
-            return Reply::Ok;
+                ),
+                Some(b"default") => Reply::Ok,
+                Some(_) => wrong_password(),
+            };
         };
         let user = credentials.username.as_deref().unwrap_or(b"default");
         if user == b"default" && equal(password.as_bytes(), &credentials.password) {
@@ -253,7 +254,7 @@ impl<S: Service> Connection<S> {
             return Reply::Ok;
         }
         tracing::warn!(client = %self.entry.addr, "a wrong password was given");
-        Reply::error("WRONGPASS invalid username-password pair or user is disabled.")
+        wrong_password()
     }
 
     fn hello(&mut self, hello: Hello) -> Reply {
@@ -363,6 +364,10 @@ impl<S: Service> Connection<S> {
             Config::Rewrite => Reply::error("ERR The server is running without a config file"),
         }
     }
+}
+
+fn wrong_password() -> Reply {
+    Reply::error("WRONGPASS invalid username-password pair or user is disabled.")
 }
 
 /// Compares without telling by its time how far two passwords agree.
