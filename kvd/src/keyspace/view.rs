@@ -149,7 +149,7 @@ impl<'a> View<'a> {
     }
 
     /// A number that is another one after `key` was changed, set, removed or flushed away: the log
-    /// index of the entry that changed it last, and while it is absent, one above [`ABSENT`] that
+    /// index of the entry that changed it last, and while it is absent, one of 2^63 and above that
     /// tells the last removal of any key in its slot. It may so become another one although this
     /// key was not touched, but never stays the same when it was.
     ///
