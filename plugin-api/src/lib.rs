@@ -6,7 +6,8 @@
 //!
 //! # An engine
 //!
-//! This one is complete. It keeps everything in memory, which kvd is content with.
+//! This one is complete. It keeps everything in memory, which kvd is content with. Its structure is
+//! spelled out here; [`Contents`] is the same, ready made.
 //!
 //! ```standalone_crate
 //! use std::collections::BTreeMap;
@@ -258,6 +259,7 @@
 #[doc(hidden)]
 pub mod abi;
 mod backend;
+mod contents;
 mod gen_dir;
 #[cfg(feature = "host")]
 pub mod host;
@@ -270,6 +272,7 @@ pub mod testkit;
 mod types;
 
 pub use backend::{Backend, Feed, Flow, Mark, NoView, Op, OpenContext, Range, View};
+pub use contents::Contents;
 pub use gen_dir::{GenDir, Generation};
 pub use types::{Caps, Error, ErrorKind, Limits, OptionKind, OptionSpec, Options, Result};
 
