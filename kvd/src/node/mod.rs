@@ -754,6 +754,7 @@ impl Shared {
             auth: self.auth.clone(),
             limits: self.wire.clone(),
             io: self.io.clone(),
+            workers: self.doors.workers.clone(),
         }
     }
 

@@ -39,7 +39,7 @@ pub use handshake::{Auth, Gate, Hello, Identity, NoAuth, Refusal, RefusalCode, S
 pub use link::CallError;
 pub use server::{PeerIdentity, PortError, RaftPort, RaftSlot, RequestHandler, Service, serve};
 
-use crate::doors::Net;
+use crate::doors::{Net, Workers};
 
 #[doc(hidden)]
 pub use message::fuzz_frames;
@@ -160,6 +160,8 @@ pub struct Context {
     pub limits: Limits,
     /// The runtime on which connections are served. Never Raft's own, except in a simulation.
     pub io: Handle,
+    /// Where a received snapshot is verified and made durable, which may take long.
+    pub workers: Arc<dyn Workers>,
 }
 
 /// Lets a few lines a second through and counts the others.

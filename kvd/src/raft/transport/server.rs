@@ -294,7 +294,7 @@ async fn connection(
             ConnKind::Control | ConnKind::Request => serve_requests(service, conn).await?,
             ConnKind::Snapshot => {
                 let (raft, sink) = (service.raft.get(), &*service.sink);
-                transfer::receive(limits, conn, raft, sink, &service.snapshots).await?;
+                transfer::receive(&service.ctx, conn, raft, sink, &service.snapshots).await?;
             }
         }
         Ok::<(), HandshakeError>(())

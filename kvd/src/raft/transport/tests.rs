@@ -113,6 +113,7 @@ fn context(net: &Arc<dyn Net>, who: Identity) -> Context {
         auth: Arc::new(NoAuth),
         limits: limits(),
         io: Handle::current(),
+        workers: Arc::new(doors::Threads),
     }
 }
 
@@ -236,26 +237,52 @@ impl RequestHandler for EchoHandler {
     }
 }
 
-struct Sink(PathBuf, AtomicUsize);
+struct Sink {
+    dir: PathBuf,
+    files: AtomicUsize,
+    /// How long verifying takes.
+    slow: Duration,
+}
 
-struct Writer(PathBuf, Vec<u8>);
+impl Sink {
+    fn new(dir: PathBuf) -> Self {
+        Sink {
+            dir,
+            files: AtomicUsize::new(0),
+            slow: Duration::ZERO,
+        }
+    }
+}
+
+struct Writer {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    slow: Duration,
+}
 
 impl SnapshotSink for Sink {
     fn begin(&self, _meta: &SnapshotMeta) -> io::Result<Box<dyn SpoolWriter>> {
-        let name = format!("in-{}", self.1.fetch_add(1, Ordering::Relaxed));
-        Ok(Box::new(Writer(self.0.join(name), Vec::new())))
+        let name = format!("in-{}", self.files.fetch_add(1, Ordering::Relaxed));
+        Ok(Box::new(Writer {
+            path: self.dir.join(name),
+            bytes: Vec::new(),
+            slow: self.slow,
+        }))
     }
 }
 
 impl SpoolWriter for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.1.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(bytes);
         Ok(())
     }
 
     fn finish(self: Box<Self>) -> io::Result<Spool> {
-        std::fs::write(&self.0, &self.1)?;
-        Ok(Spool::temporary(self.0, self.1.len() as u64))
+        // Nobody sends: this is the time that a large file takes.
+        let (_held, never) = std::sync::mpsc::channel::<()>();
+        let _ = never.recv_timeout(self.slow);
+        std::fs::write(&self.path, &self.bytes)?;
+        Ok(Spool::temporary(self.path, self.bytes.len() as u64))
     }
 }
 
@@ -277,6 +304,15 @@ impl World {
     }
 
     async fn with(net: Arc<dyn Net>, change: impl FnOnce(&mut Context)) -> Self {
+        Self::build(net, change, Duration::ZERO).await
+    }
+
+    /// One whose snapshots take this long to verify.
+    async fn slow(net: Arc<dyn Net>, slow: Duration) -> Self {
+        Self::build(net, |_| {}, slow).await
+    }
+
+    async fn build(net: Arc<dyn Net>, change: impl FnOnce(&mut Context), slow: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut ctx = context(&net, identity(SERVER, 1));
         change(&mut ctx);
@@ -290,7 +326,10 @@ impl World {
             Arc::new(ctx),
             raft.clone(),
             Arc::new(EchoHandler(echo.clone())),
-            Arc::new(Sink(dir.path().to_owned(), AtomicUsize::new(0))),
+            Arc::new(Sink {
+                slow,
+                ..Sink::new(dir.path().to_owned())
+            }),
         );
         let listener = net.bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr();
@@ -846,6 +885,29 @@ async fn snapshot_of_several_megabytes_arrives_equal_with_the_meta_of_its_file()
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshot_that_takes_long_to_verify_arrives() {
+    for net in nets() {
+        let slow = 3 * limits().silence;
+        let world = World::slow(net, slow).await;
+        let out = world.dir.path().join("out");
+        let source = SnapshotData::Live(Arc::new(Live(out, vec![7; 1000])));
+        let snapshot = SnapshotOf::<TypeConfig, _> {
+            meta: meta(9),
+            snapshot: source,
+        };
+        let vote = Vote::new_committed(2, CLIENT);
+        let mut peer = Peers::new(world.client())
+            .new_snapshot_client(SERVER, &world.member())
+            .await;
+        let sent = peer
+            .full_snapshot(vote, snapshot, std::future::pending(), option())
+            .await;
+        assert_eq!(sent.unwrap().vote, vote);
+        world.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn damaged_piece_of_a_snapshot_is_refused_and_nothing_installed() {
     let world = World::new(Arc::new(Tcp)).await;
@@ -998,10 +1060,7 @@ async fn three_real_members_elect_a_leader_and_agree_over_tcp() {
             .unwrap();
         let slot = RaftSlot::default();
         slot.set(Some(Arc::new(raft.clone())));
-        let (echo, sink) = (
-            Arc::<Echo>::default(),
-            Sink(PathBuf::new(), AtomicUsize::new(0)),
-        );
+        let (echo, sink) = (Arc::<Echo>::default(), Sink::new(PathBuf::new()));
         let service = Service::new(ctx, slot, Arc::new(EchoHandler(echo)), Arc::new(sink));
         let listener = net.bind("127.0.0.1:0").await.unwrap();
         members.insert(

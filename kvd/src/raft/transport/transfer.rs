@@ -28,6 +28,7 @@ use super::message::{
 };
 use super::server::RaftPort;
 use super::{ConnKind, Context, Limits, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_FRAME_BYTES_MAX};
+use crate::doors;
 use crate::raft::codec::{Malformed, Reader, put_vote, read_vote};
 use crate::raft::spool::{SnapshotData, SnapshotMeta, SnapshotSink, Spool};
 use crate::raft::{NodeId, TypeConfig, Vote};
@@ -162,7 +163,7 @@ impl<E: Into<WireError>> From<E> for Failure {
 
 /// Receives a snapshot, has it installed, and answers.
 pub(super) async fn receive(
-    limits: &Limits,
+    ctx: &Context,
     conn: Conn,
     port: Option<Arc<dyn RaftPort>>,
     sink: &dyn SnapshotSink,
@@ -173,15 +174,9 @@ pub(super) async fn receive(
         mut writer,
         hello,
     } = conn;
+    let limits = &ctx.limits;
     let outcome = {
-        let mut work = pin!(take(
-            limits,
-            &mut reader,
-            hello.sender.node,
-            port,
-            sink,
-            room
-        ));
+        let mut work = pin!(take(ctx, &mut reader, hello.sender.node, port, sink, room));
         let mut keepalive = interval(limits.keepalive);
         keepalive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut burst = Burst::default();
@@ -237,13 +232,14 @@ pub(super) async fn receive(
 }
 
 async fn take<R: tokio::io::AsyncRead + Unpin>(
-    limits: &Limits,
+    ctx: &Context,
     reader: &mut FrameReader<R>,
     sender: NodeId,
     port: Option<Arc<dyn RaftPort>>,
     sink: &dyn SnapshotSink,
     room: &Semaphore,
 ) -> Result<Vote, Failure> {
+    let limits = &ctx.limits;
     let mut next = async || match timeout(limits.silence.max(limits.idle), reader.next()).await {
         Ok(frame) => frame,
         Err(_) => Err(WireError::Silent(limits.silence.max(limits.idle))),
@@ -295,7 +291,11 @@ async fn take<R: tokio::io::AsyncRead + Unpin>(
             kind => return Err(WireError::Unexpected(kind).into()),
         }
     }
-    let spool = spool.finish().map_err(own)?;
+    // Reading and syncing a large file takes longer than the peer waits for a sign of life.
+    let spool = doors::blocking(&*ctx.workers, move || spool.finish())
+        .await
+        .unwrap_or_else(|| Err(io::Error::other("the worker has ended")))
+        .map_err(own)?;
     let snapshot = Snapshot {
         meta,
         snapshot: SnapshotData::Spool(spool),
