@@ -221,6 +221,8 @@ impl Generator {
             "CLIENT",
             "COMMAND",
             "NOSUCH",
+            "COPY",
+            "OBJECT",
             "OBJECT_",
             "AUTH",
             "READONLY_",
@@ -267,6 +269,17 @@ impl Generator {
                         _ => self.pick(&["string", "hash", "nothing"]).to_owned(),
                     });
                 }
+            }
+            "COPY" => {
+                out.extend([self.key(), self.key()]);
+                self.options(&mut out, &["REPLACE", "JUNK"], &[]);
+                if self.chance(4) {
+                    out.extend(["DB".to_owned(), self.pick(&["0", "1", "abc"]).to_owned()]);
+                }
+            }
+            "OBJECT" => {
+                out.push(self.pick(&["FREQ", "NOSUCH"]).to_owned());
+                out.push(self.key());
             }
             "RENAME" | "RENAMENX" => out.extend([self.key(), self.key()]),
             "EXPIRE" | "PEXPIRE" | "EXPIREAT" | "PEXPIREAT" => {
@@ -441,7 +454,7 @@ fn random_requests_are_answered_as_redis_answers_them() {
         }
         // A key that was watched while it was absent may seem changed when another of its slot was
         // removed, or all were flushed: clients try again. The other way round is an error.
-        let retry = name == "exec" && mine == Reply::NullArray && watched;
+        let retry = name == "exec" && matches!(mine, Reply::Null | Reply::NullArray) && watched;
         if same || retry {
             watched = match name.as_str() {
                 "watch" => watched || mine == Reply::Ok,

@@ -144,6 +144,43 @@ pub(super) fn rename(call: &Call<'_>, txn: &mut Txn<'_>) -> Answer {
     Ok(Reply::Ok)
 }
 
+/// Whether COPY was asked to replace.
+fn copy_replaces(args: &[&[u8]]) -> Result<bool, Reply> {
+    let (mut replace, mut rest) = (false, &args[3..]);
+    loop {
+        rest = match rest {
+            [] => break,
+            [option, rest @ ..] if is_word(option, "REPLACE") => {
+                replace = true;
+                rest
+            }
+            [option, index, rest @ ..] if is_word(option, "DB") => match integer(index)? {
+                0 => rest,
+                _ => return error("ERR DB index is out of range"),
+            },
+            _ => return Err(syntax_error()),
+        };
+    }
+    if args[1] == args[2] {
+        return error("ERR source and destination objects are the same");
+    }
+    Ok(replace)
+}
+
+pub(super) fn check_copy(args: &[&[u8]]) -> Result<(), Reply> {
+    copy_replaces(args).map(|_| ())
+}
+
+pub(super) fn copy(call: &Call<'_>, txn: &mut Txn<'_>) -> Answer {
+    let replace = copy_replaces(call.args)?;
+    let (from, to) = (call.args[1], call.args[2]);
+    if !txn.view().exists(from)? || (!replace && txn.view().exists(to)?) {
+        return Ok(Reply::Int(0));
+    }
+    txn.copy(from, to)?;
+    Ok(Reply::Int(1))
+}
+
 pub(super) fn renamenx(call: &Call<'_>, txn: &mut Txn<'_>) -> Answer {
     let (from, to) = (call.args[1], call.args[2]);
     if !txn.view().exists(from)? {

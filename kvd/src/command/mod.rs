@@ -22,6 +22,7 @@ mod gather;
 mod introspect;
 mod key;
 mod long_double;
+mod object;
 mod reference;
 #[doc(hidden)]
 pub mod script;

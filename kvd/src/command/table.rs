@@ -1,7 +1,7 @@
 //! The table: one row for each command.
 
 use crate::command::spec::{Flags, Group, Spec};
-use crate::command::{introspect, key, server, session, string};
+use crate::command::{introspect, key, object, server, session, string};
 
 const FAST: Flags = Flags::FAST;
 const GROWS: Flags = Flags::DENYOOM;
@@ -299,6 +299,26 @@ pub static TABLE: &[Spec] = &[
         "",
         "Answers some key",
     ),
+    Spec::session("object", -2, session::container)
+        .docs(
+            Group::Generic,
+            "2.2.3",
+            "",
+            "Commands about how values are held",
+        )
+        .complexity("That of the subcommand")
+        .subcommands(OBJECT),
+    Spec::write("copy", -3, key::copy)
+        .keys(1, 2, 1)
+        .flags(GROWS)
+        .check(key::check_copy)
+        .complexity("O(N) with N bytes of value")
+        .docs(
+            Group::Generic,
+            "6.2.0",
+            "source destination [DB destination-db] [REPLACE]",
+            "Gives another key the value and the expiry of a key",
+        ),
     Spec::write("rename", 3, key::rename)
         .keys(1, 2, 1)
         .docs(
@@ -736,6 +756,42 @@ pub static TABLE: &[Spec] = &[
             "",
             "Says that the client was sent here for the next command",
         ),
+];
+
+const OBJECT: &[Spec] = &[
+    Spec::read("object|encoding", 3, object::encoding)
+        .keys(2, 2, 1)
+        .docs(
+            Group::Generic,
+            "2.2.3",
+            "key",
+            "Answers how Redis would hold the value of a key",
+        ),
+    Spec::read("object|freq", 3, object::freq)
+        .keys(2, 2, 1)
+        .docs(
+            Group::Generic,
+            "4.0.0",
+            "key",
+            "Refused: accesses are not counted",
+        ),
+    Spec::read("object|idletime", 3, object::idletime)
+        .keys(2, 2, 1)
+        .docs(
+            Group::Generic,
+            "2.2.3",
+            "key",
+            "Answers 0: accesses are not noted",
+        ),
+    Spec::read("object|refcount", 3, object::refcount)
+        .keys(2, 2, 1)
+        .docs(
+            Group::Generic,
+            "2.2.3",
+            "key",
+            "Answers 1: values are not shared",
+        ),
+    help("object|help", Group::Generic, "6.2.0"),
 ];
 
 const CLIENT: &[Spec] = &[

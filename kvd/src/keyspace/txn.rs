@@ -187,6 +187,25 @@ impl<'a> Txn<'a> {
         Ok(true)
     }
 
+    /// Gives `to` the value and expiry of `from`, whatever it was, and says whether `from` existed.
+    ///
+    /// # Errors
+    ///
+    /// `TooLarge`, or the engine's failure.
+    pub fn copy(&mut self, from: &[u8], to: &[u8]) -> Result<bool, Failure> {
+        self.check(What::Key, to.len(), self.limits.key_bytes_max)?;
+        let Some((meta, payload)) = self.take(from)? else {
+            return Ok(false);
+        };
+        if from != to {
+            let place = Place::of(to);
+            let old = self.old(place, to)?;
+            let expires_at_ms = meta.expires_at_ms;
+            self.put(place, to, old.as_ref(), meta.kind, expires_at_ms, &payload);
+        }
+        Ok(true)
+    }
+
     /// Moves the value and expiry of `from` to `to`, which is replaced, and says whether `from`
     /// existed. From a key to itself nothing changes.
     ///
