@@ -126,6 +126,38 @@ pub enum Client {
     GetName,
     /// What the client's library says of itself.
     SetInfo(LibraryInfo, Bytes),
+    /// Closes the one connection from this address.
+    KillAddr(String),
+    /// Closes all connections that match.
+    Kill(KillFilter),
+    /// Which replies the client wants.
+    Reply(ReplyMode),
+}
+
+/// Which connections CLIENT KILL closes: those that meet all that is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KillFilter {
+    /// The number.
+    pub id: Option<u64>,
+    /// The client's address.
+    pub addr: Option<String>,
+    /// The address it connected to.
+    pub local_addr: Option<String>,
+    /// The type.
+    pub kind: Option<ClientKind>,
+    /// The asking connection is spared.
+    pub skip_me: bool,
+}
+
+/// Which replies a client wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplyMode {
+    /// All.
+    On,
+    /// None.
+    Off,
+    /// Not the next one.
+    Skip,
 }
 
 /// The types of connections that CLIENT LIST tells apart.

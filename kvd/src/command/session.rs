@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use crate::command::args::{error, integer, is_word, printable, syntax_error};
 use crate::command::effect::{
-    Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, LibraryInfo, Shutdown,
+    Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, KillFilter, LibraryInfo,
+    ReplyMode, Shutdown,
 };
 use crate::command::table;
 use crate::keyspace;
@@ -164,6 +165,76 @@ pub(super) fn client_list(args: &[&[u8]]) -> Answer {
         _ => return Err(syntax_error()),
     }
     Ok(Effect::Client(Client::List { ids, kind }))
+}
+
+pub(super) fn client_kill(args: &[&[u8]]) -> Answer {
+    let mut filter = KillFilter {
+        id: None,
+        addr: None,
+        local_addr: None,
+        kind: None,
+        skip_me: true,
+    };
+    if let [addr] = args[2..] {
+        return Ok(Effect::Client(Client::KillAddr(printable(addr))));
+    }
+    let pairs = args[2..].chunks_exact(2);
+    if !pairs.remainder().is_empty() {
+        return Err(syntax_error());
+    }
+    for pair in pairs {
+        let (option, value) = (pair[0], pair[1]);
+        if is_word(option, "ID") {
+            let id = integer(value).ok().and_then(|id| u64::try_from(id).ok());
+            filter.id = Some(
+                id.filter(|id| *id > 0)
+                    .ok_or_else(|| Reply::error("ERR client-id should be greater than 0"))?,
+            );
+        } else if is_word(option, "ADDR") {
+            filter.addr = Some(printable(value));
+        } else if is_word(option, "LADDR") {
+            filter.local_addr = Some(printable(value));
+        } else if is_word(option, "TYPE") {
+            filter.kind = Some(client_kind(value)?);
+        } else if is_word(option, "USER") {
+            if value != b"default" {
+                return error(format!("ERR No such user '{}'", printable(value)));
+            }
+        } else if is_word(option, "SKIPME") {
+            filter.skip_me = yes_or_no(value, "yes", "no")?;
+        } else {
+            return Err(syntax_error());
+        }
+    }
+    Ok(Effect::Client(Client::Kill(filter)))
+}
+
+fn yes_or_no(value: &[u8], yes: &str, no: &str) -> Result<bool, Reply> {
+    match value {
+        _ if is_word(value, yes) => Ok(true),
+        _ if is_word(value, no) => Ok(false),
+        _ => Err(syntax_error()),
+    }
+}
+
+/// Nothing is evicted here, and no access is noted: there is nothing to turn off.
+pub(super) fn client_no(args: &[&[u8]]) -> Answer {
+    yes_or_no(args[2], "ON", "OFF")?;
+    ok(Reply::Ok)
+}
+
+pub(super) fn client_reply(args: &[&[u8]]) -> Answer {
+    let mode = match args[2] {
+        mode if is_word(mode, "ON") => ReplyMode::On,
+        mode if is_word(mode, "OFF") => ReplyMode::Off,
+        mode if is_word(mode, "SKIP") => ReplyMode::Skip,
+        _ => return Err(syntax_error()),
+    };
+    Ok(Effect::Client(Client::Reply(mode)))
+}
+
+pub(super) fn client_tracking(_: &[&[u8]]) -> Answer {
+    error("ERR kvd does not support client-side caching")
 }
 
 fn client_kind(name: &[u8]) -> Result<ClientKind, Reply> {

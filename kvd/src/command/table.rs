@@ -844,6 +844,48 @@ const CLIENT: &[Spec] = &[
             "LIB-NAME libname | LIB-VER libver",
             "Says which library the client uses",
         ),
+    Spec::session("client|kill", -3, session::client_kill)
+        .flags(ADMIN)
+        .complexity("O(N) with N connections")
+        .docs(
+            Group::Connection,
+            "2.4.0",
+            "ip:port | [ID client-id] [TYPE type] [USER username] [ADDR ip:port] [LADDR ip:port] \
+             [SKIPME yesno]",
+            "Closes connections",
+        ),
+    Spec::session("client|reply", 3, session::client_reply)
+        .flags(ALWAYS.with(NOSCRIPT).with(Flags::NO_MULTI))
+        .docs(
+            Group::Connection,
+            "3.2.0",
+            "ON | OFF | SKIP",
+            "Says which replies this connection wants",
+        ),
+    Spec::session("client|no-evict", 3, session::client_no)
+        .flags(ADMIN)
+        .docs(
+            Group::Connection,
+            "7.0.0",
+            "ON | OFF",
+            "Changes nothing: clients are not evicted",
+        ),
+    Spec::session("client|no-touch", 3, session::client_no)
+        .flags(ALWAYS.with(NOSCRIPT))
+        .docs(
+            Group::Connection,
+            "7.2.0",
+            "ON | OFF",
+            "Changes nothing: accesses are not noted",
+        ),
+    Spec::session("client|tracking", -3, session::client_tracking)
+        .flags(ALWAYS.with(NOSCRIPT))
+        .docs(
+            Group::Connection,
+            "6.0.0",
+            "ON | OFF",
+            "Refused: there is no client-side caching",
+        ),
     help("client|help", Group::Connection, "5.0.0"),
 ];
 

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Instant, timeout};
 
 use super::{ClientEntry, Service, Shared};
+use crate::command::effect::ReplyMode;
 use crate::command::{self, Call, Flags, REPLY_BYTES_MAX, Spec};
 use crate::doors::{self, Stream};
 use crate::keyspace::{self, View};
@@ -79,6 +80,7 @@ pub(super) struct Connection<S: Service> {
     pub(super) readonly: bool,
     pub(super) last_write: u64,
     pub(super) queue: Option<Queue>,
+    pub(super) reply_mode: ReplyMode,
     /// While a transaction is carried out.
     pub(super) in_exec: bool,
     pub(super) watched: Vec<(Bytes, u64)>,
@@ -110,6 +112,7 @@ impl<S: Service> Connection<S> {
             readonly: false,
             last_write: 0,
             queue: None,
+            reply_mode: ReplyMode::On,
             in_exec: false,
             watched: Vec::new(),
             items: Vec::new(),
@@ -150,6 +153,7 @@ impl<S: Service> Connection<S> {
         self.input.reserve(needed.clamp(INPUT_STEP / 4, INPUT_STEP));
         let idle = self.shared.settings().idle_timeout;
         let mut stopping = self.shared.stopping.subscribe();
+        let entry = self.entry.clone();
         let read = self.stream.read_buf(&mut self.input);
         let read = async {
             if idle.is_zero() {
@@ -160,6 +164,7 @@ impl<S: Service> Connection<S> {
         };
         let count = tokio::select! {
             read = read => read.map_err(|_| Gone)?.map_err(|_| Gone)?,
+            () = entry.close.notified() => return Err(Gone),
             _ = stopping.wait_for(|stop| *stop) => return Err(Gone),
         };
         if count == 0 {
@@ -175,6 +180,7 @@ impl<S: Service> Connection<S> {
     /// Waits for something that may take long, unless the client goes: then the connection closes.
     pub(super) async fn while_connected<T>(&mut self, what: impl Future<Output = T>) -> Option<T> {
         let mut stopping = self.shared.stopping.subscribe();
+        let entry = self.entry.clone();
         tokio::pin!(what);
         loop {
             // More than this is left to the socket.
@@ -185,6 +191,7 @@ impl<S: Service> Connection<S> {
                 read = self.stream.read_buf(&mut self.input), if room > 0 => {
                     !read.is_ok_and(|count| count > 0)
                 }
+                () = entry.close.notified() => true,
                 _ = stopping.wait_for(|stop| *stop) => true,
             };
             if gone {
@@ -602,6 +609,14 @@ impl<S: Service> Connection<S> {
     }
 
     pub(super) fn put(&mut self, reply: &Reply) {
+        match self.reply_mode {
+            ReplyMode::On => {}
+            ReplyMode::Off => return,
+            ReplyMode::Skip => {
+                self.reply_mode = ReplyMode::On;
+                return;
+            }
+        }
         if let Some(prefix) = reply.error_prefix() {
             self.shared.metrics.error(prefix);
         }
@@ -620,7 +635,11 @@ impl<S: Service> Connection<S> {
     async fn write_out(&mut self) -> Result<(), Gone> {
         while !self.out.is_empty() {
             self.entry.queued_bytes.store(self.out.len(), Relaxed);
-            match timeout(STALL, self.stream.write_buf(&mut self.out)).await {
+            let written = tokio::select! {
+                written = timeout(STALL, self.stream.write_buf(&mut self.out)) => written,
+                () = self.entry.close.notified() => return Err(Gone),
+            };
+            match written {
                 Ok(Ok(count)) if count > 0 => {
                     self.shared
                         .metrics

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::Connection;
@@ -102,6 +103,7 @@ pub(super) fn begin<S: Service>(
             readonly: false,
         }),
         queued_bytes: AtomicUsize::new(0),
+        close: Notify::new(),
     });
     clients.insert(entry.id, entry.clone());
     drop(clients);

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use self::connection::Queue;
@@ -137,6 +137,8 @@ struct ClientEntry {
     since: Instant,
     about: Mutex<About>,
     queued_bytes: AtomicUsize,
+    /// CLIENT KILL.
+    close: Notify,
 }
 
 /// The changing part of a client's line.

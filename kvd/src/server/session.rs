@@ -6,9 +6,9 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::connection::{Connection, Queue, internal, modified};
-use super::{Service, cluster, info};
+use super::{ClientEntry, Service, cluster, info};
 use crate::command::effect::{
-    Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, LibraryInfo,
+    Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, LibraryInfo, ReplyMode,
 };
 use crate::command::{self, Kind};
 use crate::doors;
@@ -57,12 +57,23 @@ impl<S: Service> Connection<S> {
                 (self.queue, self.aware, self.readonly) = (None, false, false);
                 self.watched.clear();
                 self.protocol = Protocol::Resp2;
+                self.reply_mode = ReplyMode::On;
                 self.authenticated = self.shared.settings().password.is_none();
                 let mut about = self.entry.about.lock().expect("no panic while held");
                 (about.name, about.protocol, about.readonly) = (String::new(), 2, false);
                 Reply::simple("RESET")
             }
             Effect::Auth(credentials) => self.auth(&credentials),
+            Effect::Client(Client::Reply(mode)) => {
+                // Who wants none is not to be told so, nor to be silent for one reply only.
+                if self.reply_mode != ReplyMode::Off || mode == ReplyMode::On {
+                    self.reply_mode = mode;
+                }
+                if mode != ReplyMode::On {
+                    return None;
+                }
+                Reply::Ok
+            }
             Effect::Client(client) => self.client(client),
             Effect::Config(config) => self.config(config),
             Effect::Info { sections } => self.info(&sections).await,
@@ -306,6 +317,29 @@ impl<S: Service> Connection<S> {
             }
             Client::GetName if about.name.is_empty() => Reply::Null,
             Client::GetName => Reply::bulk(about.name.clone()),
+            Client::Reply(_) => internal(),
+            Client::KillAddr(addr) => {
+                drop(about);
+                match self.kill(|entry| entry.addr == addr) {
+                    0 => Reply::error("ERR No such client"),
+                    _ => Reply::Ok,
+                }
+            }
+            Client::Kill(filter) => {
+                drop(about);
+                let me = self.entry.id;
+                let killed = self.kill(|entry| {
+                    filter.id.is_none_or(|id| entry.id == id)
+                        && filter.addr.as_ref().is_none_or(|addr| entry.addr == *addr)
+                        && filter
+                            .local_addr
+                            .as_ref()
+                            .is_none_or(|addr| entry.local_addr == *addr)
+                        && filter.kind.is_none_or(|kind| kind == ClientKind::Normal)
+                        && (entry.id != me || !filter.skip_me)
+                });
+                Reply::Int(killed)
+            }
             Client::SetInfo(property, value) => {
                 let value = String::from_utf8_lossy(&value).into_owned();
                 match property {
@@ -328,6 +362,21 @@ impl<S: Service> Connection<S> {
                 Reply::text(lines.map(|entry| entry.line() + "\n").collect::<String>())
             }
         }
+    }
+
+    /// Closes the connections that are wanted, this one after its reply, and counts them.
+    fn kill(&mut self, wanted: impl Fn(&ClientEntry) -> bool) -> i64 {
+        let clients = self.shared.clients.lock().expect("no panic while held");
+        let mut killed = 0;
+        for entry in clients.values().filter(|entry| wanted(entry)) {
+            killed += 1;
+            if entry.id == self.entry.id {
+                self.closing = true;
+            } else {
+                entry.close.notify_one();
+            }
+        }
+        killed
     }
 
     fn config(&mut self, config: Config) -> Reply {

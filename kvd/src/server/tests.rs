@@ -789,3 +789,42 @@ async fn calls_failures_and_refusals_are_counted_by_command() {
         "{stats}"
     );
 }
+
+#[tokio::test]
+async fn clients_are_closed_by_what_they_are() {
+    let world = World::new();
+    let mut first = world.client_from("127.0.0.1:50001");
+    let second = world.client_from("127.0.0.1:50002");
+    let third = world.client_from("127.0.0.1:50003");
+    first
+        .says(
+            "CLIENT KILL 127.0.0.1:1\r\nCLIENT KILL 127.0.0.1:50002\r\n",
+            "-ERR No such client\r\n+OK\r\n",
+        )
+        .await;
+    assert_eq!(second.rest().await, "");
+    first
+        .says("CLIENT KILL ID 3 ADDR 127.0.0.1:1\r\n", ":0\r\n")
+        .await;
+    first.says("CLIENT KILL TYPE normal\r\n", ":1\r\n").await;
+    assert_eq!(third.rest().await, "");
+    // Itself only when it says so, and with the answer.
+    first.says("CLIENT KILL ID 1\r\n", ":0\r\n").await;
+    first.send("CLIENT KILL ID 1 SKIPME no\r\nPING\r\n").await;
+    assert_eq!(first.rest().await, ":1\r\n");
+}
+
+#[tokio::test]
+async fn a_client_that_wants_no_replies_gets_none() {
+    let mut client = World::new().client();
+    client
+        .says(
+            "CLIENT REPLY SKIP\r\nPING\r\nECHO a\r\nCLIENT REPLY OFF\r\nPING\r\nSET a 1\r\nNOSUCH\r\n\
+             CLIENT REPLY SKIP\r\nPING\r\nPING\r\nCLIENT REPLY ON\r\nGET a\r\n",
+            "$1\r\na\r\n+OK\r\n$1\r\n1\r\n",
+        )
+        .await;
+    client
+        .says("CLIENT REPLY OFF\r\nPING\r\nRESET\r\n", "+RESET\r\n")
+        .await;
+}
