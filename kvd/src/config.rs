@@ -161,7 +161,9 @@ pub struct RunFlags {
     #[arg(
         long,
         env = "KVD_NO_BOOTSTRAP",
+        value_name = "BOOL",
         num_args = 0..=1,
+        require_equals = true,
         default_missing_value = "true",
         help_heading = "Cluster"
     )]
@@ -181,7 +183,9 @@ pub struct RunFlags {
     #[arg(
         long,
         env = "KVD_INSECURE_RAFT",
+        value_name = "BOOL",
         num_args = 0..=1,
+        require_equals = true,
         default_missing_value = "true",
         help_heading = "Cluster"
     )]
@@ -550,6 +554,14 @@ mod tests {
         );
         assert!(config.bootstrap && config.protected_mode && !config.insecure_raft);
         assert_eq!(config.limits.value_bytes_max, 64 << 20);
+    }
+
+    #[test]
+    fn a_switch_does_not_take_the_directory_for_its_value() {
+        let config = parse(&["kvd", "--insecure-raft", "--no-bootstrap", "./node1"]).unwrap();
+        assert!(!config.bootstrap && config.insecure_raft);
+        assert_eq!(config.directory, PathBuf::from("./node1"));
+        assert!(parse(&["kvd", "--no-bootstrap=false"]).unwrap().bootstrap);
     }
 
     #[test]
