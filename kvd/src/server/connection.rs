@@ -81,8 +81,6 @@ pub(super) struct Connection<S: Service> {
     pub(super) last_write: u64,
     pub(super) queue: Option<Queue>,
     pub(super) reply_mode: ReplyMode,
-    /// While a transaction is carried out.
-    pub(super) in_exec: bool,
     pub(super) watched: Vec<(Bytes, u64)>,
     items: Vec<Item>,
     run_bytes: usize,
@@ -113,7 +111,6 @@ impl<S: Service> Connection<S> {
             last_write: 0,
             queue: None,
             reply_mode: ReplyMode::On,
-            in_exec: false,
             watched: Vec::new(),
             items: Vec::new(),
             run_bytes: 0,

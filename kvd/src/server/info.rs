@@ -1,5 +1,6 @@
 //! INFO, and the settings that CONFIG shows and changes.
 
+use std::cell::LazyCell;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -202,6 +203,7 @@ impl<S: Service> Connection<S> {
         let service = &self.shared.service;
         let (status, metrics) = (service.status(), &self.shared.metrics);
         let settings = self.shared.settings();
+        let usage = LazyCell::new(Usage::now);
         let mut out = String::new();
         let begin = |out: &mut String, title: &str| {
             if !out.is_empty() {
@@ -245,7 +247,6 @@ impl<S: Service> Connection<S> {
         }
         if wanted("memory") {
             begin(&mut out, "Memory");
-            let usage = Usage::now();
             for (name, bytes) in [
                 ("used_memory", usage.resident_bytes),
                 ("used_memory_rss", usage.resident_bytes),
@@ -306,7 +307,6 @@ impl<S: Service> Connection<S> {
         }
         if wanted("cpu") {
             begin(&mut out, "CPU");
-            let usage = Usage::now();
             for (name, seconds) in [
                 ("used_cpu_sys", usage.system_seconds),
                 ("used_cpu_user", usage.user_seconds),

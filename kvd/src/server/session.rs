@@ -126,13 +126,7 @@ impl<S: Service> Connection<S> {
                 Reply::Ok
             }
             Effect::Wait { replicas, timeout } => {
-                // A transaction does not wait, as in Redis.
-                let patience = if self.in_exec {
-                    Some(Duration::ZERO)
-                } else {
-                    timeout
-                };
-                let wait = service.replicas(self.last_write, replicas, patience);
+                let wait = service.replicas(self.last_write, replicas, timeout);
                 let holders = self.while_connected(wait).await?;
                 Reply::Int(holders as i64)
             }
@@ -230,19 +224,27 @@ impl<S: Service> Connection<S> {
         self.count(&data, &replies, started);
         let mut replies = replies.into_iter();
         let mut all = Vec::new();
-        self.in_exec = true;
         for (place, request) in effects {
             while all.len() < place {
                 all.push(replies.next().unwrap_or_else(internal));
             }
             let effect = command::session(request.spec, &request.slices());
             all.push(match effect {
-                Some(Ok(effect)) => self.perform_plain(effect).await.unwrap_or(Reply::Ok),
+                Some(Ok(effect)) => {
+                    let effect = match effect {
+                        // A transaction does not wait, as in Redis.
+                        Effect::Wait { replicas, .. } => Effect::Wait {
+                            replicas,
+                            timeout: Some(Duration::ZERO),
+                        },
+                        other => other,
+                    };
+                    self.perform_plain(effect).await.unwrap_or(Reply::Ok)
+                }
                 Some(Err(reply)) => reply,
                 None => internal(),
             });
         }
-        self.in_exec = false;
         all.extend(replies);
         Reply::Array(all)
     }
