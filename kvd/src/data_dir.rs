@@ -8,6 +8,7 @@
 //! DIR/groups/0/snapshots
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -16,10 +17,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::doors::Random;
+use crate::incarnation::{Incarnation, Incarnations};
 use crate::raft::NodeId;
 
 const MAGIC: &str = "kvd-node";
 const FORMAT: u32 = 1;
+
+/// Peers whose incarnation is noted.
+const PEERS_MAX: usize = 1024;
 
 /// How far a node has come in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,12 +53,16 @@ pub struct Identity {
     pub cluster: u128,
     /// The name that the cluster knows it by.
     pub name: String,
-    /// Raised at each start, so that a directory restored from an old copy is found out.
-    pub incarnation: u64,
+    /// Its starts: a new one each time, so that a directory restored from an old copy is found out.
+    pub incarnations: Incarnations,
     /// How far it has come.
     pub stage: Stage,
     /// The engine that wrote the directory.
     pub backend: String,
+    /// The latest start that was seen of each other node of the cluster, by its identity in hex
+    /// digits.
+    #[serde(default)]
+    peers: BTreeMap<String, Incarnation>,
     /// An adoption has begun to wipe the directory and must finish before anything is read.
     #[serde(default)]
     pub wiping: bool,
@@ -116,7 +125,7 @@ pub struct Birth {
 }
 
 impl DataDir {
-    /// Locks the directory, creating it where it is absent, and raises the incarnation durably.
+    /// Locks the directory, creating it where it is absent, and notes the start durably.
     ///
     /// # Errors
     ///
@@ -174,7 +183,7 @@ impl DataDir {
                 wanted: birth.backend.clone(),
             });
         }
-        identity.incarnation += 1;
+        identity.incarnations.begin(random);
         let mut dir = DataDir {
             path: path.to_owned(),
             identity,
@@ -224,6 +233,35 @@ impl DataDir {
         self.save().inspect_err(|_| self.identity = before)
     }
 
+    /// Notes durably a peer's latest start. Where the start that was seen last is not among its
+    /// own, that one is the inner error: what the peer did then, votes too, is not in its
+    /// directory.
+    ///
+    /// # Errors
+    ///
+    /// The file could not be replaced.
+    pub fn note_peer(
+        &mut self,
+        node: NodeId,
+        starts: &Incarnations,
+    ) -> Result<Result<(), Incarnation>, DataDirError> {
+        let Some(latest) = starts.latest() else {
+            return Ok(Ok(()));
+        };
+        let name = format!("{node:016x}");
+        match self.identity.peers.get(&name) {
+            Some(seen) if *seen == latest => return Ok(Ok(())),
+            Some(seen) if !starts.contains(*seen) => return Ok(Err(*seen)),
+            // Removed members stay in it; nobody has as many.
+            None if self.identity.peers.len() >= PEERS_MAX => return Ok(Ok(())),
+            _ => {}
+        }
+        self.update(|identity| {
+            identity.peers.insert(name, latest);
+        })?;
+        Ok(Ok(()))
+    }
+
     /// Drops all contents and becomes a node that waits for `cluster` to take it in.
     ///
     /// Each step is durable before the next, so a crash in the middle ends in the same state at
@@ -237,6 +275,7 @@ impl DataDir {
             identity.stage = Stage::Joining;
             identity.cluster = cluster;
             identity.name = name.to_owned();
+            identity.peers.clear();
             identity.wiping = true;
         })?;
         self.finish_wipe()?;
@@ -322,13 +361,14 @@ fn new_identity(birth: &Birth, random: &Random) -> Identity {
         node: nonzero(),
         cluster: if birth.found { cluster } else { 0 },
         name: birth.name.clone(),
-        incarnation: 0,
+        incarnations: Incarnations::default(),
         stage: if birth.found {
             Stage::Founding
         } else {
             Stage::Joining
         },
         backend: birth.backend.clone(),
+        peers: BTreeMap::new(),
         wiping: false,
     }
 }
@@ -361,14 +401,14 @@ pub fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-mod hex_u64 {
+pub(crate) mod hex_u64 {
     use serde::{Deserialize as _, Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(value: &u64, s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(value: &u64, s: S) -> Result<S::Ok, S::Error> {
         s.serialize_str(&format!("{value:016x}"))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
         let text = String::deserialize(d)?;
         u64::from_str_radix(&text, 16).map_err(serde::de::Error::custom)
     }
@@ -400,7 +440,34 @@ mod tests {
     }
 
     #[test]
-    fn identity_stays_and_incarnation_rises_with_each_start() {
+    fn a_peers_latest_start_is_remembered_until_the_node_is_adopted() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("node0");
+        let random = Random::from_seed(1);
+        let mut dir = DataDir::open(&path, &birth(), &random).unwrap();
+        let mut peer = Incarnations::default();
+        peer.begin(&random);
+        let copy = peer.clone();
+        assert_eq!(dir.note_peer(7, &peer).unwrap(), Ok(()));
+        assert_eq!(dir.note_peer(8, &copy).unwrap(), Ok(()));
+        peer.begin(&random);
+        assert_eq!(dir.note_peer(7, &peer).unwrap(), Ok(()));
+        drop(dir);
+        let mut dir = DataDir::open(&path, &birth(), &random).unwrap();
+        assert_eq!(dir.note_peer(7, &peer).unwrap(), Ok(()));
+        let seen = peer.latest().unwrap();
+        let mut copy = copy;
+        for _ in 0..3 {
+            assert_eq!(dir.note_peer(7, &copy).unwrap(), Err(seen));
+            copy.begin(&random);
+        }
+        assert_eq!(dir.note_peer(8, &copy).unwrap(), Ok(()));
+        dir.adopt(9, "node0").unwrap();
+        assert_eq!(dir.note_peer(7, &copy).unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn identity_stays_and_each_start_is_noted() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("node0");
         let random = Random::from_seed(1);
@@ -413,7 +480,8 @@ mod tests {
             .identity()
             .clone();
         assert_eq!((first.node, first.cluster), (second.node, second.cluster));
-        assert_eq!((first.incarnation, second.incarnation), (1, 2));
+        let numbers = [&first, &second].map(|identity| identity.incarnations.number());
+        assert_eq!(numbers, [1, 2]);
         assert_eq!(first.stage, Stage::Founding);
     }
 

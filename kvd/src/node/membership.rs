@@ -169,7 +169,7 @@ impl Core {
                     member.raft_addr
                 )));
             }
-            if self.is_voter(*id) {
+            if self.is_voter(*id) && self.is_itself(*id, &name, &raft_addr).await? {
                 self.forget_intent(&name).await?;
                 return Ok(());
             }
@@ -199,7 +199,20 @@ impl Core {
         outcome
     }
 
-    async fn take_in(self: &Arc<Self>, name: &str, raft_addr: &str) -> Result<(), Undone> {
+    /// Whether a voter is still the node that was taken in, as far as can be told: one that cannot
+    /// be reached is; one that lost its disk is another node at the same address.
+    async fn is_itself(&self, id: NodeId, name: &str, raft_addr: &str) -> Result<bool, Undone> {
+        if id == self.id {
+            return Ok(true);
+        }
+        match self.adopt(name, raft_addr).await {
+            Ok(Response::Adopted { id: now, .. }) => Ok(now == id),
+            Ok(Response::Reply(reply @ Reply::Error(_))) => Err(Undone::Refused(reply)),
+            Ok(_) | Err(_) => Ok(true),
+        }
+    }
+
+    async fn adopt(&self, name: &str, raft_addr: &str) -> Result<Response, AskError> {
         let request = Request::Adopt {
             cluster: self.cluster,
             name: name.to_owned(),
@@ -210,7 +223,11 @@ impl Core {
             .peers
             .call(0, raft_addr, request.encode(), patience)
             .await;
-        let (id, mut member, level) = match self.understand(answer) {
+        self.understand(answer)
+    }
+
+    async fn take_in(self: &Arc<Self>, name: &str, raft_addr: &str) -> Result<(), Undone> {
+        let (id, mut member, level) = match self.adopt(name, raft_addr).await {
             Ok(Response::Adopted { id, member, level }) => (id, member, level),
             Ok(Response::Reply(reply @ Reply::Error(_))) => return Err(Undone::Refused(reply)),
             Ok(_) | Err(_) => {
@@ -228,6 +245,13 @@ impl Core {
             return Err(Undone::because(format_args!(
                 "'{name}' runs an older version than the cluster has agreed on"
             )));
+        }
+        // The old one goes first: two members of one name and address would be hard to tell apart.
+        if let Some((old, _)) = self.find(name)
+            && old != id
+        {
+            tracing::warn!(member = %name, "replaced by a node with an empty data directory");
+            self.take_out(old).await?;
         }
         (member.name, member.raft_addr) = (name.to_owned(), raft_addr.to_owned());
         let learner = self.raft.add_learner(id, member, false).await?;
@@ -312,14 +336,7 @@ impl Core {
             self.hand_over().await.map_err(Undone::because)?;
             return Err(Undone::NotLeader);
         }
-        if voters.contains(&id) {
-            self.change_until_uniform(ChangeMembers::RemoveVoters(BTreeSet::from([id])), false)
-                .await?;
-        }
-        if self.find(name).is_some() {
-            self.change_until_uniform(ChangeMembers::RemoveNodes(BTreeSet::from([id])), false)
-                .await?;
-        }
+        self.take_out(id).await?;
         tracing::info!(member = %name, "member left");
         // Raft does not tell a removed node; where it cannot be reached, its next contact is
         // refused all the same.
@@ -330,6 +347,29 @@ impl Core {
             .is_err()
         {
             tracing::warn!(member = %name, "the removed member could not be told");
+        }
+        Ok(())
+    }
+
+    /// Takes a member's vote, then the member itself; one that is not there is out already.
+    async fn take_out(&self, id: NodeId) -> Result<(), Undone> {
+        let known = |voters_only: bool| {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            let membership = &metrics.membership_config;
+            match voters_only {
+                true => membership.voter_ids().any(|voter| voter == id),
+                false => membership.get_node(&id).is_some(),
+            }
+        };
+        let one = BTreeSet::from([id]);
+        if known(true) {
+            self.change_until_uniform(ChangeMembers::RemoveVoters(one.clone()), false)
+                .await?;
+        }
+        if known(false) {
+            self.change_until_uniform(ChangeMembers::RemoveNodes(one), false)
+                .await?;
         }
         Ok(())
     }
@@ -429,7 +469,7 @@ impl Core {
         Ok(())
     }
 
-    fn members(&self) -> Vec<(NodeId, Member)> {
+    pub(super) fn members(&self) -> Vec<(NodeId, Member)> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         metrics

@@ -3,6 +3,7 @@
 //! This is all that `server` knows of agreement.
 
 mod core;
+mod greeting;
 mod leader_time;
 mod maintain;
 mod membership;
@@ -12,7 +13,7 @@ mod read;
 mod replicas;
 mod types;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -43,7 +44,7 @@ use crate::raft::snapshot::SnapshotDir;
 use crate::raft::spool::{SnapshotMeta, SnapshotSink, SpoolWriter};
 use crate::raft::state_machine::{self, StateMachine};
 use crate::raft::transport::{self, ConnKind, Hello, PeerIdentity, Refusal, RefusalCode, Welcome};
-use crate::raft::{Member, NodeId, Raft};
+use crate::raft::{Member, Raft};
 use crate::resp::Reply;
 use crate::storage::{Caps, Engine, Store};
 
@@ -153,8 +154,6 @@ struct Shared {
     slot: transport::RaftSlot,
     auth: Arc<dyn transport::Auth>,
     wire: transport::Limits,
-    /// Highest incarnation seen of each peer.
-    incarnations: Mutex<HashMap<NodeId, u64>>,
     /// A client's group may have been proposed: the node cannot be taken over any more.
     used: AtomicBool,
     /// One change of the node's life at a time.
@@ -211,7 +210,6 @@ impl Node {
             slot: transport::RaftSlot::default(),
             auth: parts.auth,
             wire: transport::Limits::default(),
-            incarnations: Mutex::default(),
             used: AtomicBool::new(false),
             life: tokio::sync::Mutex::new(()),
             stopping: watch::Sender::new(false),
@@ -613,7 +611,7 @@ impl Shared {
             log.drop_contradicted(applied).await?;
         }
         log.check_restart(applied, newest_spool, identity.stage == Stage::Founded)?;
-        let proposer = Arc::new(Proposer::new(identity.incarnation));
+        let proposer = Arc::new(Proposer::new(identity.incarnations.number()));
         let fatal = self.fatal.clone();
         let watcher = Arc::new(Watcher {
             id: identity.node,
@@ -678,6 +676,7 @@ impl Shared {
             self.spawn(core.clone().run_intents()),
             self.spawn(core.clone().run_ticks()),
             self.spawn(core.clone().run_upkeep()),
+            self.spawn(core.clone().run_greetings()),
         ];
         tasks.push(self.spawn(self.clone().watch_raft(core.clone())));
         if identity.stage == Stage::Joining {
@@ -788,7 +787,7 @@ impl transport::Gate for PeerPort {
         transport::Identity {
             cluster: identity.cluster,
             node: identity.node,
-            incarnation: identity.incarnation,
+            incarnations: identity.incarnations,
             name: identity.name,
             addr: shared.settings.raft_addr.clone(),
             feature_level: u32::from(FEATURE_LEVEL),
@@ -808,6 +807,9 @@ impl transport::Gate for PeerPort {
             );
         }
         if hello.target != 0 && hello.target != own.node {
+            if hello.sender.cluster != own.cluster {
+                self.suspect_loss(hello);
+            }
             return refuse(
                 RefusalCode::Target,
                 format!(
@@ -827,26 +829,9 @@ impl transport::Gate for PeerPort {
                 ),
             );
         }
-        let mut known = self
-            .node
-            .shared
-            .incarnations
-            .lock()
-            .expect("no panic while held");
-        let highest = known
-            .entry(hello.sender.node)
-            .or_insert(hello.sender.incarnation);
-        if hello.sender.incarnation < *highest {
-            return refuse(
-                RefusalCode::Incarnation,
-                format!(
-                    "'{}' has run as incarnation {highest} before, and is {} now: its data \
-                     directory was restored from an old copy",
-                    hello.sender.name, hello.sender.incarnation
-                ),
-            );
+        if hello.sender.cluster == own.cluster {
+            self.note(&hello.sender)?;
         }
-        *highest = hello.sender.incarnation;
         Ok(own)
     }
 
@@ -864,7 +849,76 @@ impl transport::Gate for PeerPort {
                 ),
             ));
         }
-        Ok(())
+        self.note(welcome)
+    }
+
+    fn refused(&self, refusal: &Refusal) {
+        if refusal.code != RefusalCode::Incarnation {
+            return;
+        }
+        let port = PeerPort {
+            node: self.node.clone(),
+        };
+        let reason = refusal.text.clone();
+        crate::doors::spawn(async move {
+            let _one = port.node.shared.life.lock().await;
+            if port.withdraw().await {
+                tracing::error!(%reason, "this node serves no more");
+            }
+        });
+    }
+}
+
+impl PeerPort {
+    /// A member of another cluster looks here for one of its own. Where this node founded a
+    /// cluster that nobody has used, it did so in the place of a member whose disk was lost: it
+    /// must not serve as if there had never been any data.
+    fn suspect_loss(&self, hello: &Hello) {
+        let port = PeerPort {
+            node: self.node.clone(),
+        };
+        let (peer, target) = (hello.sender.name.clone(), hello.target);
+        crate::doors::spawn(async move {
+            let shared = &port.node.shared;
+            let _one = shared.life.lock().await;
+            let identity = port.node.identity();
+            let founded = matches!(identity.stage, Stage::Founding | Stage::Founded);
+            if !founded || port.give_up_own_cluster(&identity.name).await.is_err() {
+                return;
+            }
+            let waiting = shared
+                .dir
+                .lock()
+                .expect("no panic while held")
+                .adopt(0, &identity.name);
+            if let Err(error) = waiting {
+                (shared.fatal)(crate::exit::IO, &error.to_string());
+                return;
+            }
+            tracing::error!(
+                %peer,
+                "a cluster expects its member {target:016x} here, but this node started with an \
+                 empty data directory: it serves nothing until that cluster takes it in by JOIN"
+            );
+        });
+    }
+
+    /// Refuses a member that does not know of a start of its own that was seen here.
+    fn note(&self, peer: &transport::Identity) -> Result<(), Refusal> {
+        let mut dir = self.node.shared.dir.lock().expect("no panic while held");
+        match dir.note_peer(peer.node, &peer.incarnations) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(seen)) => Err(Refusal::new(
+                RefusalCode::Incarnation,
+                format!(
+                    "the data directory of '{}' lacks its start {} that was seen before: it was \
+                     restored from an old copy, or is in use twice; LEAVE {}, and JOIN it with an \
+                     empty directory",
+                    peer.name, seen.number, peer.name
+                ),
+            )),
+            Err(error) => Err(Refusal::new(RefusalCode::Other, error.to_string())),
+        }
     }
 }
 
@@ -988,14 +1042,21 @@ impl PeerPort {
             (shared.fatal)(crate::exit::CONFIG, &error.to_string());
             return Response::Refused;
         }
-        let running = shared.running.write().expect("no panic while held").take();
-        if let Some(running) = running
-            && let Err(error) = running.end().await
-        {
-            tracing::error!(%error, "the engine could not be closed");
-        }
+        self.withdraw().await;
         tracing::warn!("this node was removed from its cluster and serves no more");
         Response::Reply(Reply::Ok)
+    }
+
+    /// Takes this node out of service until its next start; whether it was in service.
+    async fn withdraw(&self) -> bool {
+        let shared = &self.node.shared;
+        let running = shared.running.write().expect("no panic while held").take();
+        let Some(running) = running else { return false };
+        shared.slot.set(None);
+        if let Err(error) = running.end().await {
+            tracing::error!(%error, "the engine could not be closed");
+        }
+        true
     }
 }
 
@@ -1035,6 +1096,9 @@ async fn answer(core: &Arc<Core>, request: Request) -> Response {
                 None => Response::Refused,
             }
         }
+        Request::Greet => Response::Greeting {
+            wall_ms: core.doors.clock.wall_ms(),
+        },
         Request::Leave { name } if leads => Response::Reply(core.leave(name).await),
         _ => Response::Refused,
     }

@@ -35,6 +35,8 @@ pub(super) enum Request {
         wanted: u64,
         patience_ms: u64,
     },
+    /// Note this node's start, and tell your clock.
+    Greet,
 }
 
 /// The answer to a request.
@@ -56,6 +58,8 @@ pub(super) enum Response {
         member: Member,
         level: u16,
     },
+    /// The wall clock.
+    Greeting { wall_ms: u64 },
 }
 
 const FORWARD: u8 = 1;
@@ -65,6 +69,7 @@ const LEAVE: u8 = 4;
 const ADOPT: u8 = 5;
 const REMOVED: u8 = 6;
 const REPLICAS: u8 = 7;
+const GREET: u8 = 8;
 
 const DONE: u8 = 1;
 const REFUSED: u8 = 2;
@@ -72,6 +77,7 @@ const UNKNOWN: u8 = 3;
 const BARRIER_AT: u8 = 4;
 const REPLY: u8 = 5;
 const ADOPTED: u8 = 6;
+const GREETING: u8 = 7;
 
 impl Request {
     pub(super) fn encode(&self) -> Bytes {
@@ -101,6 +107,7 @@ impl Request {
                 codec::put_text(&mut out, name);
             }
             Request::Removed => out.push(REMOVED),
+            Request::Greet => out.push(GREET),
             Request::Replicas {
                 index,
                 wanted,
@@ -143,6 +150,7 @@ impl Request {
                 }
             }
             REMOVED => Request::Removed,
+            GREET => Request::Greet,
             REPLICAS => Request::Replicas {
                 index: r.u64("request")?,
                 wanted: r.u64("request")?,
@@ -187,6 +195,10 @@ impl Response {
                 codec::put_member(&mut out, member);
                 out.extend_from_slice(&level.to_le_bytes());
             }
+            Response::Greeting { wall_ms } => {
+                out.push(GREETING);
+                out.extend_from_slice(&wall_ms.to_le_bytes());
+            }
         }
         out.into()
     }
@@ -225,6 +237,11 @@ impl Response {
                 r.finish("response")
                     .map(|()| Response::Adopted { id, member, level })
             }
+            GREETING => {
+                let wall_ms = r.u64("response")?;
+                r.finish("response")
+                    .map(|()| Response::Greeting { wall_ms })
+            }
             _ => Err(Malformed("response: unknown kind")),
         }
     }
@@ -259,6 +276,7 @@ mod tests {
                 name: "node1".to_owned(),
             },
             Request::Removed,
+            Request::Greet,
             Request::Replicas {
                 index: 9,
                 wanted: 2,
@@ -295,6 +313,7 @@ mod tests {
                 member: Member::default(),
                 level: 1,
             },
+            Response::Greeting { wall_ms: 7 },
         ] {
             assert_eq!(Response::decode(response.encode()), Ok(response));
         }

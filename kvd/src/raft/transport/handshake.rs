@@ -20,6 +20,7 @@ use tokio::io::{ReadHalf, WriteHalf, split};
 use super::frame::{Burst, FrameReader, WireError};
 use super::{ConnKind, Context, HANDSHAKE_FRAME_BYTES_MAX, Limits, PROTOCOL_VERSION};
 use crate::doors::{Random, Stream};
+use crate::incarnation::Incarnations;
 use crate::raft::NodeId;
 use crate::raft::codec::{Malformed, Reader, put_blob, put_text};
 
@@ -45,8 +46,8 @@ pub struct Identity {
     pub cluster: u128,
     /// The node's id.
     pub node: NodeId,
-    /// Raised at each start of the node.
-    pub incarnation: u64,
+    /// Its last starts.
+    pub incarnations: Incarnations,
     /// Its name.
     pub name: String,
     /// `host:port` where peers reach it.
@@ -85,7 +86,7 @@ pub enum RefusalCode {
     Cluster = 3,
     /// Meant for another node.
     Target = 4,
-    /// An incarnation lower than one that was seen: a restored or doubled data directory.
+    /// It does not know of a start of its own that was seen: a restored or doubled data directory.
     Incarnation = 5,
     /// The sender was taken out of the cluster.
     Removed = 6,
@@ -180,6 +181,9 @@ pub trait Gate: Send + Sync {
         }
         same_cluster(hello.sender.cluster, welcome.cluster)
     }
+
+    /// A peer that knows the secret, where there is one, has not let this node in.
+    fn refused(&self, _refusal: &Refusal) {}
 }
 
 fn same_cluster(own: u128, other: u128) -> Result<(), Refusal> {
@@ -334,7 +338,11 @@ pub(super) async fn dial(
     );
     send(&mut writer, &ctx.limits, PROOF, &said).await?;
 
-    let mut r = Reader::new(receive(&mut reader, WELCOME).await?);
+    let welcome = receive(&mut reader, WELCOME).await;
+    if let Err(HandshakeError::Refused(refusal)) = &welcome {
+        ctx.gate.refused(refusal);
+    }
+    let mut r = Reader::new(welcome?);
     let welcome = read_identity(&mut r)?;
     // A later version may say more; what this one does not know it leaves unread.
     ctx.gate.confirm(&hello, &welcome)?;
@@ -510,7 +518,7 @@ fn read_magic(r: &mut Reader) -> Result<()> {
 fn put_identity(out: &mut Vec<u8>, identity: &Identity) {
     out.extend_from_slice(&identity.cluster.to_le_bytes());
     out.extend_from_slice(&identity.node.to_le_bytes());
-    out.extend_from_slice(&identity.incarnation.to_le_bytes());
+    identity.incarnations.put(out);
     out.extend_from_slice(&identity.feature_level.to_le_bytes());
     put_text(out, cut(&identity.name));
     put_text(out, cut(&identity.addr));
@@ -519,7 +527,8 @@ fn put_identity(out: &mut Vec<u8>, identity: &Identity) {
 fn read_identity(r: &mut Reader) -> Result<Identity> {
     let cluster = r.take(16, "cluster id")?;
     let cluster = u128::from_le_bytes(cluster[..].try_into().expect("16 bytes were taken"));
-    let (node, incarnation) = (r.u64("node id")?, r.u64("incarnation")?);
+    let node = r.u64("node id")?;
+    let incarnations = Incarnations::read(r)?;
     let feature_level = r.u32("feature level")?;
     let (name, addr) = (r.text("name")?, r.text("address")?);
     if node == 0 || name.len() > TEXT_BYTES_MAX || addr.len() > TEXT_BYTES_MAX {
@@ -528,7 +537,7 @@ fn read_identity(r: &mut Reader) -> Result<Identity> {
     Ok(Identity {
         cluster,
         node,
-        incarnation,
+        incarnations,
         name,
         addr,
         feature_level,

@@ -263,7 +263,7 @@ impl Link {
                 (Ok(live), Some((conn, state, requests)))
             }
             Err(error) => {
-                if let Some(held_back) = self.failures.pass() {
+                if let Some(held_back) = self.failures.pass(error.to_string()) {
                     tracing::warn!(
                         peer = self.addr,
                         node = format_args!("{:016x}", self.target),

@@ -27,6 +27,7 @@ mod transfer;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ use crate::doors::{Net, Workers};
 pub use message::fuzz_frames;
 
 /// Version of the protocol. A peer that speaks another is refused.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -164,35 +165,55 @@ pub struct Context {
     pub workers: Arc<dyn Workers>,
 }
 
-/// Lets a few lines a second through and counts the others.
+/// Lets a line through once a minute, different ones a few times a second, and counts the others.
 struct Throttle {
     per_second: u32,
-    state: Mutex<(Option<Instant>, u32, u64)>,
+    state: Mutex<Said>,
+}
+
+#[derive(Default)]
+struct Said {
+    since: Option<Instant>,
+    count: u32,
+    held_back: u64,
+    lines: VecDeque<(Instant, String)>,
 }
 
 impl Throttle {
-    const fn new(per_second: u32) -> Self {
+    /// A peer dials again and again; its line stands in the log once in this time.
+    const REPEAT_AFTER: Duration = Duration::from_secs(60);
+    /// Lines that are remembered.
+    const LINES_MAX: usize = 64;
+
+    fn new(per_second: u32) -> Self {
         Throttle {
             per_second,
-            state: Mutex::new((None, 0, 0)),
+            state: Mutex::default(),
         }
     }
 
     /// `None`: be quiet. `Some(n)`: speak, and `n` lines were held back since the last one.
-    fn pass(&self) -> Option<u64> {
+    fn pass(&self, line: String) -> Option<u64> {
         let now = Instant::now();
-        let mut state = self.state.lock().expect("no panic while held");
-        if state
-            .0
+        let said = &mut *self.state.lock().expect("no panic while held");
+        said.lines
+            .retain(|(at, _)| now.duration_since(*at) < Self::REPEAT_AFTER);
+        let repeated = said.lines.iter().any(|(_, known)| *known == line);
+        if said
+            .since
             .is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1))
         {
-            (state.0, state.1) = (Some(now), 0);
+            (said.since, said.count) = (Some(now), 0);
         }
-        if state.1 >= self.per_second {
-            state.2 += 1;
+        if repeated || said.count >= self.per_second {
+            said.held_back += 1;
             return None;
         }
-        state.1 += 1;
-        Some(std::mem::take(&mut state.2))
+        said.count += 1;
+        if said.lines.len() == Self::LINES_MAX {
+            said.lines.pop_front();
+        }
+        said.lines.push_back((now, line));
+        Some(std::mem::take(&mut said.held_back))
     }
 }

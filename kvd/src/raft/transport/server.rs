@@ -174,8 +174,6 @@ pub struct PeerIdentity {
     pub node: NodeId,
     /// Its cluster; 0 when it belongs to none.
     pub cluster: u128,
-    /// Its incarnation.
-    pub incarnation: u64,
     /// Its name.
     pub name: String,
     /// Where peers reach it.
@@ -265,7 +263,7 @@ pub async fn serve(
             }
             Err(error) => {
                 // The door has rested already; the next try may succeed.
-                if let Some(held_back) = service.complaints.pass() {
+                if let Some(held_back) = service.complaints.pass(error.to_string()) {
                     tracing::warn!(%error, held_back, "accepting a peer failed");
                 }
             }
@@ -313,7 +311,9 @@ async fn connection(
             tracing::debug!(peer, %error, "peer's connection ended");
         }
         _ => {
-            if let Some(held_back) = service.complaints.pass() {
+            // Each connection has a port of its own.
+            let host = peer.rsplit_once(':').map_or(peer, |(host, _)| host);
+            if let Some(held_back) = service.complaints.pass(format!("{host} {error}")) {
                 tracing::warn!(peer, held_back, %error, "peer's connection closed");
             }
         }
@@ -522,7 +522,6 @@ async fn serve_requests(service: &Service, conn: Conn) -> Result<(), WireError> 
     let from = PeerIdentity {
         node: sender.node,
         cluster: sender.cluster,
-        incarnation: sender.incarnation,
         name: sender.name,
         addr: sender.addr,
         feature_level: sender.feature_level,

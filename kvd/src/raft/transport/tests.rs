@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use super::frame::{Burst, FrameReader, HEAD_BYTES};
 use super::*;
 use crate::doors::{self, BoxFuture, Listener, Random, Stream};
+use crate::incarnation::Incarnations;
 use crate::net::Tcp;
 use crate::raft::spool::{
     SnapshotData, SnapshotMeta, SnapshotSink, SnapshotSource, Spool, SpoolWriter,
@@ -90,7 +91,7 @@ fn identity(node: NodeId, cluster: u128) -> Identity {
     Identity {
         cluster,
         node,
-        incarnation: 3,
+        incarnations: Incarnations::default(),
         name,
         addr: "here:1".to_owned(),
         feature_level: 1,
@@ -714,9 +715,12 @@ async fn answer_to(world: &World, bytes: &[u8]) -> Vec<u8> {
 }
 
 fn hello_frame(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut body = b"KVDRAFT\0\x01\0\x03".to_vec();
+    let mut body = b"KVDRAFT\0\x02\0\x03".to_vec();
     body.extend_from_slice(&[0; 12]);
-    body.extend_from_slice(&[1; 36]);
+    // Cluster and node; no starts; feature level; no name, address and nonce.
+    body.extend_from_slice(&[1; 24]);
+    body.extend_from_slice(&[0; 10]);
+    body.extend_from_slice(&[1; 4]);
     body.extend_from_slice(&[0; 8]);
     change(&mut body);
     let mut burst = Burst::default();
@@ -736,7 +740,7 @@ async fn wrong_magic_and_version_are_told_and_long_frames_are_cut_off() {
         let refused = 5;
         let answer = answer_to(&world, &hello_frame(|body| body[0] = b'k')).await;
         assert_eq!(code(&answer), Some((refused, RefusalCode::Magic as u8)));
-        let answer = answer_to(&world, &hello_frame(|body| body[8] = 2)).await;
+        let answer = answer_to(&world, &hello_frame(|body| body[8] = 1)).await;
         assert_eq!(code(&answer), Some((refused, RefusalCode::Version as u8)));
         // A challenge: this one was right.
         let answer = answer_to(&world, &hello_frame(|_| {})).await;
