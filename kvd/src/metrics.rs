@@ -16,6 +16,16 @@ struct CommandStat {
     usec: AtomicU64,
     rejected: AtomicU64,
     failed: AtomicU64,
+    /// Calls by their time: `buckets[n]` took at most 2^n microseconds, and more than half of it.
+    buckets: [AtomicU64; BUCKETS],
+}
+
+/// The last bucket takes all that is longer: more than four minutes.
+const BUCKETS: usize = 30;
+
+fn bucket(took: Duration) -> usize {
+    let us = took.as_micros().max(1) as u64;
+    (us.next_power_of_two().trailing_zeros() as usize).min(BUCKETS - 1)
 }
 
 /// Counters of one server.
@@ -79,6 +89,7 @@ impl Metrics {
             stat.calls.fetch_add(1, Relaxed);
             stat.failed.fetch_add(u64::from(failed), Relaxed);
             stat.usec.fetch_add(took.as_micros() as u64, Relaxed);
+            stat.buckets[bucket(took)].fetch_add(1, Relaxed);
         }
     }
 
@@ -154,6 +165,47 @@ impl Metrics {
         }
     }
 
+    /// For each command that was called and is `wanted`: the calls, and how many of them took at
+    /// most so many microseconds.
+    pub fn histograms(
+        &self,
+        wanted: impl Fn(&Spec) -> bool,
+    ) -> Vec<(&'static str, u64, Vec<(u64, u64)>)> {
+        command::all()
+            .filter(|spec| wanted(spec))
+            .filter_map(|spec| {
+                let mut total = 0;
+                let mut bounds = Vec::new();
+                for (n, count) in self.per_command[spec.name].buckets.iter().enumerate() {
+                    let count = count.load(Relaxed);
+                    if count > 0 {
+                        total += count;
+                        bounds.push((1 << n, total));
+                    }
+                }
+                (total > 0).then_some((spec.name, total, bounds))
+            })
+            .collect()
+    }
+
+    /// The lines of INFO's `# Latencystats`: upper bounds of what shares of the calls took.
+    pub fn latency_lines(&self, out: &mut String) {
+        for (name, calls, bounds) in self.histograms(|_| true) {
+            let percentile = |share: f64| {
+                let rank = (calls as f64 * share).ceil() as u64;
+                let bound = bounds.iter().find(|(_, total)| *total >= rank);
+                bound.map_or(0, |(us, _)| *us)
+            };
+            let text = format!(
+                "p50={:.3},p99={:.3},p99.9={:.3}",
+                percentile(0.5) as f64,
+                percentile(0.99) as f64,
+                percentile(0.999) as f64
+            );
+            line(out, &format!("latency_percentiles_usec_{name}"), &text);
+        }
+    }
+
     /// Sets what CONFIG RESETSTAT sets to zero.
     pub fn reset(&self) {
         for counter in [
@@ -172,6 +224,9 @@ impl Metrics {
             for counter in [&stat.calls, &stat.usec, &stat.rejected, &stat.failed] {
                 counter.store(0, Relaxed);
             }
+            stat.buckets
+                .iter()
+                .for_each(|count| count.store(0, Relaxed));
         }
         *self.window.lock().expect("no panic while held") = (Instant::now(), 0, 0.0);
     }

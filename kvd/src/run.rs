@@ -121,6 +121,7 @@ async fn serve(
         follower_writes: config.follower_writes,
         hold: config.hold,
         idle_timeout: config.timeout,
+        ..ServerSettings::default()
     };
     let server = Server::new(node.clone(), settings, doors);
     for listener in clients {

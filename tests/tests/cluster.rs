@@ -162,3 +162,69 @@ fn wait_tells_how_many_other_members_hold_the_write() {
         assert_eq!(client.call(&["WAIT", "2", "100"]), Reply::Int(1));
     }
 }
+
+#[test]
+fn leadership_moves_by_command_and_reads_and_writes_go_on() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
+    let mut client = nodes[0].client();
+    let leads = |n: usize| nodes[n].info("raft_role").as_deref() == Some("leader");
+    for (n, node) in nodes.iter().enumerate() {
+        // Any node passes it on.
+        let asked = &nodes[(n + 1) % 3];
+        let name = format!("node{n}");
+        assert_eq!(
+            asked.client().call(&["RAFT.TRANSFER_LEADER", &name]),
+            Reply::Ok
+        );
+        assert!(leads(n));
+        assert_eq!(client.call(&["SET", "a", &name]), Reply::Ok);
+        assert_eq!(node.client().call(&["GET", "a"]), Reply::bulk(name));
+    }
+    assert_eq!(nodes[1].client().call(&["CLUSTER", "FAILOVER"]), Reply::Ok);
+    assert!(leads(1));
+    assert_eq!(
+        nodes[1].client().call(&["CLUSTER", "FAILOVER"]),
+        Reply::error("ERR You should send CLUSTER FAILOVER to a replica")
+    );
+    assert_eq!(client.call(&["RAFT.TRANSFER_LEADER"]), Reply::Ok);
+    assert!(!leads(1));
+    assert_eq!(
+        client.call(&["RAFT.TRANSFER_LEADER", "nobody"]),
+        Reply::error("ERR invalid target node id")
+    );
+    let Reply::Array(links) = client.call(&["CLUSTER", "LINKS"]) else {
+        panic!("links are a list");
+    };
+    assert_eq!(links.len(), 2);
+}
+
+#[test]
+fn members_come_and_go_by_the_commands_of_redisraft() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(temp.path(), &["redb", "redb"]);
+    let mut third = Node::new(temp.path(), "node2", "redb");
+    third.start();
+    nodes.push(third);
+    let mut client = nodes[0].client();
+    let added = client.call(&["RAFT.NODE", "ADD", "0", &nodes[2].raft_addr()]);
+    let Reply::Array(fields) = added else {
+        panic!("{added:?}");
+    };
+    let id = nodes[2].info("raft_node_id").unwrap();
+    assert_eq!(fields[0], Reply::bulk(id.clone()));
+    assert_eq!(
+        fields[1],
+        Reply::bulk(nodes[0].info("raft_cluster_id").unwrap())
+    );
+    assert_eq!(client.call(&["SET", "a", "1"]), Reply::Ok);
+    assert_eq!(nodes[2].client().call(&["GET", "a"]), Reply::bulk("1"));
+    assert_eq!(client.call(&["RAFT.NODE", "REMOVE", &id]), Reply::Ok);
+    assert_eq!(
+        client.call(&["RAFT.NODE", "REMOVE", &id]),
+        Reply::error("ERR node id does not exist")
+    );
+    assert!(nodes[2].client().call(&["GET", "a"]).is_error());
+}

@@ -19,6 +19,8 @@ pub enum Effect {
     Reset,
     /// Check a password.
     Auth(Credentials),
+    /// Send these replies from now on.
+    ReplyMode(ReplyMode),
     /// About this connection, or all of them.
     Client(Client),
     /// About settings.
@@ -32,6 +34,23 @@ pub enum Effect {
     Time,
     /// What part this node plays.
     Role,
+    /// The wall clock in seconds: all that was acknowledged is on disk.
+    LastSave,
+    /// About slow commands.
+    SlowLog(SlowLog),
+    /// About how long commands take.
+    Latency(Latency),
+    /// Show from now on what every connection is told to do.
+    Monitor,
+    /// Hand leadership over.
+    TransferLeader(Successor),
+    /// Take another node in under a name of its own, by its address alone.
+    AddNode {
+        /// `host:port` of its Raft port.
+        addr: String,
+    },
+    /// Remove the member with this id.
+    RemoveNode(u64),
     /// End the process.
     Shutdown(Shutdown),
     /// Do nothing on this connection for a while, then answer OK.
@@ -130,8 +149,52 @@ pub enum Client {
     KillAddr(String),
     /// Closes all connections that match.
     Kill(KillFilter),
-    /// Which replies the client wants.
-    Reply(ReplyMode),
+    /// The client follows redirections of the whole connection.
+    Redirectable,
+    /// Holds commands for a time.
+    Pause {
+        /// How long.
+        time: Duration,
+        /// Also those that only read.
+        all: bool,
+    },
+    /// Lets held commands go on.
+    Unpause,
+}
+
+/// SLOWLOG.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlowLog {
+    /// The latest entries; none means all.
+    Get(Option<usize>),
+    /// How many there are.
+    Len,
+    /// Forget them.
+    Reset,
+}
+
+/// LATENCY.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Latency {
+    /// The latest and the longest spike of each event.
+    Latest,
+    /// All spikes of an event.
+    History(String),
+    /// Forget the spikes of these events, or of all.
+    Reset(Vec<String>),
+    /// The distributions of these commands, or of all.
+    Histogram(Vec<String>),
+}
+
+/// Who shall lead next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Successor {
+    /// The member that is best placed.
+    Any,
+    /// The node that is asked.
+    This,
+    /// A member by its name, or by its id in hex digits.
+    Named(String),
 }
 
 /// Which connections CLIENT KILL closes: those that meet all that is given.
@@ -196,7 +259,7 @@ pub enum Config {
 }
 
 /// CLUSTER, as far as it is about this cluster rather than about keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cluster {
     /// Who serves which slots.
     Slots,
@@ -208,6 +271,10 @@ pub enum Cluster {
     Info,
     /// This node's identity.
     MyId,
+    /// This node's connections to the other members.
+    Links,
+    /// The lines of the members that follow the one of this identity.
+    Replicas(String),
 }
 
 /// SHUTDOWN.

@@ -101,16 +101,21 @@ fn categories(spec: &Spec) -> Vec<&'static str> {
     .collect()
 }
 
-fn key_specs(spec: &Spec) -> Reply {
-    let Keys::Range { first, last, step } = spec.keys else {
-        return Reply::Set(Vec::new());
-    };
-    let access: &[&str] = if spec.has(Flags::READONLY) {
+/// What a command does with its keys.
+fn access(spec: &Spec) -> Reply {
+    let flags: &[&str] = if spec.has(Flags::READONLY) {
         &["RO", "access"]
     } else if spec.has(Flags::WRITE) {
         &["RW", "access", "update"]
     } else {
         &["RO"]
+    };
+    Reply::Set(flags.iter().map(|flag| Reply::simple(*flag)).collect())
+}
+
+fn key_specs(spec: &Spec) -> Reply {
+    let Keys::Range { first, last, step } = spec.keys else {
+        return Reply::Set(Vec::new());
     };
     // The last key is relative to the first here, unless it counts from the end.
     let last = if last < 0 {
@@ -119,10 +124,7 @@ fn key_specs(spec: &Spec) -> Reply {
         i64::from(last) - first as i64
     };
     Reply::Set(vec![Reply::Map(vec![
-        (
-            bulk("flags"),
-            Reply::Set(access.iter().map(|flag| Reply::simple(*flag)).collect()),
-        ),
+        (bulk("flags"), access(spec)),
         (
             bulk("begin_search"),
             Reply::Map(vec![
@@ -204,7 +206,22 @@ pub(super) fn list(args: &[&[u8]]) -> Answer {
 }
 
 pub(super) fn getkeys(args: &[&[u8]]) -> Answer {
-    let request = &args[2..];
+    let (_, keys) = keys_of(&args[2..])?;
+    ok(Reply::Array(
+        keys.into_iter().map(Reply::bulk_from).collect(),
+    ))
+}
+
+pub(super) fn getkeysandflags(args: &[&[u8]]) -> Answer {
+    let (spec, keys) = keys_of(&args[2..])?;
+    let keys = keys
+        .into_iter()
+        .map(|key| Reply::Array(vec![Reply::bulk_from(key), access(spec)]));
+    ok(Reply::Array(keys.collect()))
+}
+
+/// The row of a request, and its keys.
+fn keys_of<'a>(request: &'a [&'a [u8]]) -> Result<(&'static Spec, Vec<&'a [u8]>), Reply> {
     let Ok(spec) = super::lookup(request) else {
         return error("ERR Invalid command specified");
     };
@@ -214,7 +231,5 @@ pub(super) fn getkeys(args: &[&[u8]]) -> Answer {
     if !spec.accepts(request.len()) {
         return error("ERR Invalid number of arguments specified for command");
     }
-    ok(Reply::Array(
-        spec.keys_of(request).map(Reply::bulk_from).collect(),
-    ))
+    Ok((spec, spec.keys_of(request).collect()))
 }

@@ -21,6 +21,7 @@ pub mod effect;
 mod gather;
 mod introspect;
 mod key;
+mod lcs;
 mod long_double;
 mod object;
 mod reference;

@@ -1,6 +1,6 @@
 //! Reads about the store as a whole.
 
-use crate::command::args::{error, integer};
+use crate::command::args::{error, integer, is_word, syntax_error};
 use crate::command::gather::Gather;
 use crate::command::{Call, Failure};
 use crate::keyspace::View;
@@ -66,4 +66,31 @@ pub(super) fn cluster_getkeysinslot(call: &Call<'_>, view: &View<'_>) -> Answer 
         })?;
     }
     keys.finish()
+}
+
+/// What a stored value takes beside the bytes of key and value: its header and the key's slot,
+/// and an entry among the expiries where it has one.
+const RECORD_BYTES: usize = 32;
+
+pub(super) fn check_memory_usage(args: &[&[u8]]) -> Result<(), Reply> {
+    match args[3..] {
+        [] => Ok(()),
+        [option, count] if is_word(option, "SAMPLES") => match integer(count)? {
+            0.. => Ok(()),
+            _ => Err(syntax_error()),
+        },
+        _ => Err(syntax_error()),
+    }
+}
+
+pub(super) fn memory_usage(call: &Call<'_>, view: &View<'_>) -> Answer {
+    check_memory_usage(call.args)?;
+    let key = call.args[2];
+    let mut bytes = 0;
+    let found = view.string(key, |value| bytes = RECORD_BYTES + key.len() + value.len())?;
+    Ok(if found {
+        Reply::Int(bytes as i64)
+    } else {
+        Reply::Null
+    })
 }

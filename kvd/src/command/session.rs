@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use crate::command::args::{error, integer, is_word, printable, syntax_error};
 use crate::command::effect::{
-    Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, KillFilter, LibraryInfo,
-    ReplyMode, Shutdown,
+    Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, KillFilter, Latency,
+    LibraryInfo, ReplyMode, Shutdown, SlowLog, Successor,
 };
 use crate::command::table;
 use crate::keyspace;
@@ -230,11 +230,58 @@ pub(super) fn client_reply(args: &[&[u8]]) -> Answer {
         mode if is_word(mode, "SKIP") => ReplyMode::Skip,
         _ => return Err(syntax_error()),
     };
-    Ok(Effect::Client(Client::Reply(mode)))
+    Ok(Effect::ReplyMode(mode))
 }
 
 pub(super) fn client_tracking(_: &[&[u8]]) -> Answer {
     error("ERR kvd does not support client-side caching")
+}
+
+pub(super) fn client_caching(_: &[&[u8]]) -> Answer {
+    error(
+        "ERR CLIENT CACHING can be called only when the client is in tracking mode with OPTIN or \
+         OPTOUT mode enabled",
+    )
+}
+
+pub(super) fn client_getredir(_: &[&[u8]]) -> Answer {
+    ok(Reply::Int(-1))
+}
+
+pub(super) fn client_trackinginfo(_: &[&[u8]]) -> Answer {
+    ok(Reply::Map(vec![
+        (Reply::bulk("flags"), Reply::Set(vec![Reply::bulk("off")])),
+        (Reply::bulk("redirect"), Reply::Int(-1)),
+        (Reply::bulk("prefixes"), Reply::Array(Vec::new())),
+    ]))
+}
+
+/// Capabilities that are not known are ignored, as clients of later versions may have more.
+pub(super) fn client_capa(args: &[&[u8]]) -> Answer {
+    if args[2..].iter().any(|name| is_word(name, "REDIRECT")) {
+        return Ok(Effect::Client(Client::Redirectable));
+    }
+    ok(Reply::Ok)
+}
+
+pub(super) fn client_pause(args: &[&[u8]]) -> Answer {
+    let all = match args[3..] {
+        [] => true,
+        [mode] => !yes_or_no(mode, "WRITE", "ALL")?,
+        _ => return Err(syntax_error()),
+    };
+    let ms = integer(args[2])
+        .map_err(|_| Reply::error("ERR timeout is not an integer or out of range"))?;
+    let Ok(ms) = u64::try_from(ms) else {
+        return error("ERR timeout is negative");
+    };
+    // Some centuries are as good as for ever, and can be added to a moment.
+    let time = Duration::from_millis(ms.min(1 << 43));
+    Ok(Effect::Client(Client::Pause { time, all }))
+}
+
+pub(super) fn client_unpause(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Client(Client::Unpause))
 }
 
 fn client_kind(name: &[u8]) -> Result<ClientKind, Reply> {
@@ -287,6 +334,149 @@ pub(super) fn info(args: &[&[u8]]) -> Answer {
 
 pub(super) fn time(_: &[&[u8]]) -> Answer {
     Ok(Effect::Time)
+}
+
+pub(super) fn lastsave(_: &[&[u8]]) -> Answer {
+    Ok(Effect::LastSave)
+}
+
+pub(super) fn lolwut(args: &[&[u8]]) -> Answer {
+    match &args[1..] {
+        [] => {}
+        [option, version] if is_word(option, "VERSION") => {
+            integer(version)?;
+        }
+        _ => return Err(syntax_error()),
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    ok(Reply::text(format!(
+        "  [1]--[2]--[3]     one of them leads,\n   |    |    |      two of them agree,\n  \
+         ===  ===  ===     three of them remember.\n\nRedis ver. 7.0.15, kvd ver. {version}\n"
+    )))
+}
+
+pub(super) fn memory_doctor(_: &[&[u8]]) -> Answer {
+    ok(Reply::text(
+        "INFO memory shows what the process holds, INFO backend what the storage engine says of \
+         its caches, and CLIENT LIST what waits for each client (omem).",
+    ))
+}
+
+pub(super) fn memory_purge(_: &[&[u8]]) -> Answer {
+    ok(Reply::Ok)
+}
+
+pub(super) fn slowlog_get(args: &[&[u8]]) -> Answer {
+    const UNLESS_TOLD: usize = 10;
+    let count = match args[2..] {
+        [] => Some(UNLESS_TOLD),
+        [count] => match integer(count)? {
+            -1 => None,
+            count => match usize::try_from(count) {
+                Ok(count) => Some(count),
+                Err(_) => {
+                    return error("ERR count should be greater than or equal to -1");
+                }
+            },
+        },
+        _ => return error("ERR wrong number of arguments for 'slowlog|get' command"),
+    };
+    Ok(Effect::SlowLog(SlowLog::Get(count)))
+}
+
+pub(super) fn slowlog_len(_: &[&[u8]]) -> Answer {
+    Ok(Effect::SlowLog(SlowLog::Len))
+}
+
+pub(super) fn slowlog_reset(_: &[&[u8]]) -> Answer {
+    Ok(Effect::SlowLog(SlowLog::Reset))
+}
+
+pub(super) fn monitor(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Monitor)
+}
+
+fn lower(args: &[&[u8]]) -> Vec<String> {
+    args.iter()
+        .map(|arg| printable(arg).to_ascii_lowercase())
+        .collect()
+}
+
+pub(super) fn latency_latest(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Latency(Latency::Latest))
+}
+
+pub(super) fn latency_history(args: &[&[u8]]) -> Answer {
+    Ok(Effect::Latency(Latency::History(printable(args[2]))))
+}
+
+pub(super) fn latency_reset(args: &[&[u8]]) -> Answer {
+    Ok(Effect::Latency(Latency::Reset(lower(&args[2..]))))
+}
+
+pub(super) fn latency_histogram(args: &[&[u8]]) -> Answer {
+    Ok(Effect::Latency(Latency::Histogram(lower(&args[2..]))))
+}
+
+pub(super) fn latency_doctor(_: &[&[u8]]) -> Answer {
+    ok(Reply::text(
+        "LATENCY HISTOGRAM shows how long commands take, SLOWLOG GET which took longest. Spikes \
+         are noted once CONFIG SET latency-monitor-threshold is above 0. A write waits for two \
+         disks: INFO raft shows the members and how far each lags.",
+    ))
+}
+
+/// A cluster of one is made by starting a node, and this node enters another one by a JOIN there.
+pub(super) fn raft_cluster(args: &[&[u8]]) -> Answer {
+    match args[1] {
+        word if is_word(word, "INIT") => error("ERR Already cluster member"),
+        word if is_word(word, "JOIN") => error(
+            "ERR Already cluster member; on a member of the other cluster, JOIN name host:port \
+             takes this node in if it is empty",
+        ),
+        _ => error("ERR RAFT.CLUSTER supports INIT / JOIN only"),
+    }
+}
+
+pub(super) fn raft_node(args: &[&[u8]]) -> Answer {
+    match args[1..] {
+        // Ids are chosen by the nodes themselves.
+        [word, id, addr] if is_word(word, "ADD") => {
+            if id != b"0" {
+                return error("ERR invalid node id");
+            }
+            let addr =
+                member_address(addr).map_err(|_| Reply::error("ERR invalid node address"))?;
+            Ok(Effect::AddNode { addr })
+        }
+        [word, id] if is_word(word, "REMOVE") => match member_id(id) {
+            Some(id) => Ok(Effect::RemoveNode(id)),
+            None => error("ERR invalid node id"),
+        },
+        [word, ..] if is_word(word, "ADD") || is_word(word, "REMOVE") => {
+            error("ERR wrong number of arguments for 'raft.node' command")
+        }
+        _ => error("ERR RAFT.NODE supports ADD / REMOVE only"),
+    }
+}
+
+/// An id as INFO shows it.
+fn member_id(arg: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(arg).ok()?;
+    (text.len() == 16)
+        .then(|| u64::from_str_radix(text, 16).ok())
+        .flatten()
+}
+
+pub(super) fn raft_transfer_leader(args: &[&[u8]]) -> Answer {
+    let successor = match args[1..] {
+        [] => Successor::Any,
+        [name] => Successor::Named(member_name(name)?),
+        _ => {
+            return error("ERR wrong number of arguments for 'raft.transfer_leader' command");
+        }
+    };
+    Ok(Effect::TransferLeader(successor))
 }
 
 pub(super) fn role(_: &[&[u8]]) -> Answer {
@@ -396,6 +586,25 @@ pub(super) fn cluster_info(_: &[&[u8]]) -> Answer {
 
 pub(super) fn cluster_myid(_: &[&[u8]]) -> Answer {
     Ok(Effect::Cluster(Cluster::MyId))
+}
+
+pub(super) fn cluster_links(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Cluster(Cluster::Links))
+}
+
+pub(super) fn cluster_replicas(args: &[&[u8]]) -> Answer {
+    Ok(Effect::Cluster(Cluster::Replicas(printable(args[2]))))
+}
+
+/// An election without the leader's consent is Raft's own business: FORCE and TAKEOVER ask for no
+/// more than the plain form.
+pub(super) fn cluster_failover(args: &[&[u8]]) -> Answer {
+    match args[2..] {
+        [] => {}
+        [word] if is_word(word, "FORCE") || is_word(word, "TAKEOVER") => {}
+        _ => return Err(syntax_error()),
+    }
+    Ok(Effect::TransferLeader(Successor::This))
 }
 
 pub(super) fn cluster_keyslot(args: &[&[u8]]) -> Answer {

@@ -1,7 +1,7 @@
 //! The table: one row for each command.
 
 use crate::command::spec::{Flags, Group, Spec};
-use crate::command::{introspect, key, object, server, session, string};
+use crate::command::{introspect, key, lcs, object, server, session, string};
 
 const FAST: Flags = Flags::FAST;
 const GROWS: Flags = Flags::DENYOOM;
@@ -171,6 +171,17 @@ pub static TABLE: &[Spec] = &[
             "1.0.0",
             "key start end",
             "Answers a part of a key's value, as GETRANGE does",
+        ),
+    Spec::read("lcs", -3, lcs::lcs)
+        .keys(1, 2, 1)
+        .flags(COSTLY)
+        .check(lcs::check)
+        .complexity("O(N*M) with strings of N and M bytes")
+        .docs(
+            Group::String,
+            "7.0.0",
+            "key1 key2 [LEN] [IDX] [MINMATCHLEN min-match-len] [WITHMATCHLEN]",
+            "Answers the longest common subsequence of two strings",
         ),
     Spec::write("setrange", 4, string::setrange)
         .keys(1, 1, 1)
@@ -587,6 +598,44 @@ pub static TABLE: &[Spec] = &[
             "",
             "Answers the time in seconds and microseconds",
         ),
+    Spec::session("lastsave", 1, session::lastsave)
+        .flags(ALWAYS.with(FAST))
+        .docs(
+            Group::Server,
+            "1.0.0",
+            "",
+            "Answers the time at which everything acknowledged was on disk: now",
+        ),
+    Spec::session("lolwut", -1, session::lolwut)
+        .flags(FAST)
+        .docs(
+            Group::Server,
+            "5.0.0",
+            "[VERSION version]",
+            "Draws a little picture, and tells the version",
+        ),
+    Spec::session("memory", -2, session::container)
+        .subcommands(MEMORY)
+        .complexity("That of the subcommand")
+        .docs(Group::Server, "4.0.0", "", "About memory"),
+    Spec::session("slowlog", -2, session::container)
+        .flags(ADMIN)
+        .subcommands(SLOWLOG)
+        .complexity("That of the subcommand")
+        .docs(Group::Server, "2.2.12", "", "About slow commands"),
+    Spec::session("latency", -2, session::container)
+        .flags(ADMIN)
+        .subcommands(LATENCY)
+        .complexity("That of the subcommand")
+        .docs(Group::Server, "2.8.13", "", "About how long commands take"),
+    Spec::session("monitor", 1, session::monitor)
+        .flags(ADMIN)
+        .docs(
+            Group::Server,
+            "1.0.0",
+            "",
+            "Shows every command that this node is sent, from then on",
+        ),
     Spec::session("role", 1, session::role)
         .flags(ALWAYS.with(NOSCRIPT).with(FAST).with(Flags::DANGEROUS))
         .docs(
@@ -727,6 +776,30 @@ pub static TABLE: &[Spec] = &[
             "kvd 0.1.0",
             "name",
             "Removes a member from the cluster",
+        ),
+    Spec::session("raft.cluster", -2, session::raft_cluster)
+        .flags(ADMIN)
+        .docs(
+            Group::Cluster,
+            "kvd 0.1.0",
+            "INIT | JOIN host:port [host:port ...]",
+            "RedisRaft's way to make and enter a cluster: says what to do here instead",
+        ),
+    Spec::session("raft.node", -2, session::raft_node)
+        .flags(ADMIN)
+        .docs(
+            Group::Cluster,
+            "kvd 0.1.0",
+            "ADD id host:port | REMOVE id",
+            "RedisRaft's way to change members: JOIN and LEAVE by a member's id",
+        ),
+    Spec::session("raft.transfer_leader", -1, session::raft_transfer_leader)
+        .flags(ADMIN)
+        .docs(
+            Group::Cluster,
+            "kvd 0.1.0",
+            "[name]",
+            "Hands leadership to a member, by its name or id, or to the one that is best placed",
         ),
     Spec::session("cluster", -2, session::container)
         .docs(Group::Cluster, "3.0.0", "", "Commands about the cluster")
@@ -886,6 +959,50 @@ const CLIENT: &[Spec] = &[
             "ON | OFF",
             "Refused: there is no client-side caching",
         ),
+    Spec::session("client|caching", 3, session::client_caching)
+        .flags(ALWAYS.with(NOSCRIPT))
+        .docs(
+            Group::Connection,
+            "6.0.0",
+            "YES | NO",
+            "Refused: kvd does not track what clients cache",
+        ),
+    Spec::session("client|getredir", 2, session::client_getredir)
+        .flags(ALWAYS.with(NOSCRIPT))
+        .docs(
+            Group::Connection,
+            "6.0.0",
+            "",
+            "Answers -1: no invalidations are redirected",
+        ),
+    Spec::session("client|trackinginfo", 2, session::client_trackinginfo)
+        .flags(ALWAYS.with(NOSCRIPT))
+        .docs(
+            Group::Connection,
+            "6.2.0",
+            "",
+            "Answers that tracking is off",
+        ),
+    Spec::session("client|capa", -3, session::client_capa)
+        .flags(ALWAYS.with(NOSCRIPT))
+        .docs(
+            Group::Connection,
+            "8.0.0",
+            "capability [capability ...]",
+            "Tells what the client can do: with redirect, it follows -REDIRECT to the leader",
+        ),
+    Spec::session("client|pause", -3, session::client_pause)
+        .flags(ADMIN)
+        .docs(
+            Group::Connection,
+            "3.0.0",
+            "timeout [WRITE | ALL]",
+            "Holds the commands of all clients of this node, or only those that write, for a time",
+        ),
+    Spec::session("client|unpause", 2, session::client_unpause)
+        .flags(ADMIN)
+        .complexity("O(N) with N held clients")
+        .docs(Group::Connection, "6.2.0", "", "Lets held commands go on"),
     help("client|help", Group::Connection, "5.0.0"),
 ];
 
@@ -933,6 +1050,15 @@ const COMMAND: &[Spec] = &[
             "2.8.13",
             "command arg [arg ...]",
             "Answers which arguments of a command are keys",
+        ),
+    Spec::session("command|getkeysandflags", -4, introspect::getkeysandflags)
+        .flags(ALWAYS)
+        .complexity("O(N) with N arguments")
+        .docs(
+            Group::Connection,
+            "7.0.0",
+            "command [arg [arg ...]]",
+            "Answers which arguments of a request are keys, and what is done with them",
         ),
     help("command|help", Group::Connection, "5.0.0"),
 ];
@@ -1061,7 +1187,137 @@ const CLUSTER: &[Spec] = &[
             "slot count",
             "Answers some keys that this node holds in a slot",
         ),
+    Spec::session("cluster|links", 2, session::cluster_links)
+        .flags(ALWAYS)
+        .complexity("O(N) with N members")
+        .docs(
+            Group::Cluster,
+            "7.0.0",
+            "",
+            "Answers this node's connections to the other members",
+        ),
+    Spec::session("cluster|replicas", 3, session::cluster_replicas)
+        .flags(ADMIN)
+        .complexity("O(N) with N members")
+        .docs(
+            Group::Cluster,
+            "5.0.0",
+            "node-id",
+            "Answers the lines of the members that follow a leader",
+        ),
+    Spec::session("cluster|slaves", 3, session::cluster_replicas)
+        .flags(ADMIN)
+        .complexity("O(N) with N members")
+        .docs(
+            Group::Cluster,
+            "3.0.0",
+            "node-id",
+            "The same under its old name",
+        ),
+    Spec::session("cluster|failover", -2, session::cluster_failover)
+        .flags(ADMIN)
+        .docs(
+            Group::Cluster,
+            "3.0.0",
+            "[FORCE | TAKEOVER]",
+            "Hands leadership to this node",
+        ),
     help("cluster|help", Group::Cluster, "5.0.0"),
+];
+
+static MEMORY: &[Spec] = &[
+    Spec::read("memory|usage", -3, server::memory_usage)
+        .keys(2, 2, 1)
+        .check(server::check_memory_usage)
+        .docs(
+            Group::Server,
+            "4.0.0",
+            "key [SAMPLES count]",
+            "Answers how many bytes a key and its value take in the store",
+        ),
+    Spec::session("memory|doctor", 2, session::memory_doctor).docs(
+        Group::Server,
+        "4.0.0",
+        "",
+        "Says where to look for what this node's memory is used for",
+    ),
+    Spec::session("memory|purge", 2, session::memory_purge).docs(
+        Group::Server,
+        "4.0.0",
+        "",
+        "Does nothing: memory goes back to the system by itself",
+    ),
+    help("memory|help", Group::Server, "4.0.0"),
+];
+
+static SLOWLOG: &[Spec] = &[
+    Spec::session("slowlog|get", -2, session::slowlog_get)
+        .flags(ADMIN)
+        .complexity("O(N) with N entries")
+        .docs(
+            Group::Server,
+            "2.2.12",
+            "[count]",
+            "Answers the latest slow commands, 10 unless told",
+        ),
+    Spec::session("slowlog|len", 2, session::slowlog_len)
+        .flags(ADMIN)
+        .docs(
+            Group::Server,
+            "2.2.12",
+            "",
+            "Answers how many slow commands are kept",
+        ),
+    Spec::session("slowlog|reset", 2, session::slowlog_reset)
+        .flags(ADMIN)
+        .complexity("O(N) with N entries")
+        .docs(Group::Server, "2.2.12", "", "Forgets the slow commands"),
+    help("slowlog|help", Group::Server, "6.2.0"),
+];
+
+static LATENCY: &[Spec] = &[
+    Spec::session("latency|latest", 2, session::latency_latest)
+        .flags(ADMIN)
+        .docs(
+            Group::Server,
+            "2.8.13",
+            "",
+            "Answers the latest and the longest spike of each event",
+        ),
+    Spec::session("latency|history", 3, session::latency_history)
+        .flags(ADMIN)
+        .docs(
+            Group::Server,
+            "2.8.13",
+            "event",
+            "Answers the spikes of an event, each with its time",
+        ),
+    Spec::session("latency|reset", -2, session::latency_reset)
+        .flags(ADMIN)
+        .docs(
+            Group::Server,
+            "2.8.13",
+            "[event [event ...]]",
+            "Forgets the spikes of these events, or of all, and answers of how many",
+        ),
+    Spec::session("latency|histogram", -2, session::latency_histogram)
+        .flags(ADMIN)
+        .complexity("O(N) with N commands")
+        .docs(
+            Group::Server,
+            "7.0.0",
+            "[command [command ...]]",
+            "Answers how many calls of each command took at most how long",
+        ),
+    Spec::session("latency|doctor", 2, session::latency_doctor)
+        .flags(ADMIN)
+        .docs(
+            Group::Server,
+            "2.8.13",
+            "",
+            "Says where to look when commands are slow",
+        ),
+    help("latency|help", Group::Server, "2.8.13"),
 ];
 
 const fn help(name: &'static str, group: Group, since: &'static str) -> Spec {

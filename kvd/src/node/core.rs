@@ -219,6 +219,10 @@ impl Core {
                     .and_then(|heartbeat| heartbeat.get(id))
                     .and_then(|heard| heard.as_ref())
                     .map(|heard| heard.elapsed().as_millis() as u64),
+                connected_ms: self
+                    .peers
+                    .connected_for(*id, &member.raft_addr)
+                    .map(|time| time.as_millis() as u64),
             })
             .collect();
         let role = match metrics.state {

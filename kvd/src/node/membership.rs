@@ -333,7 +333,7 @@ impl Core {
         }
         if id == self.id {
             // The next leader takes this one out: it would not lead itself out of the cluster.
-            self.hand_over().await.map_err(Undone::because)?;
+            self.hand_over(None).await.map_err(Undone::because)?;
             return Err(Undone::NotLeader);
         }
         self.take_out(id).await?;
@@ -374,31 +374,67 @@ impl Core {
         Ok(())
     }
 
-    /// Hands leadership to a member that holds the whole log and was heard lately.
-    pub(super) async fn hand_over(&self) -> Result<(), String> {
+    /// Hands leadership to `to`, or to the member that is best placed; on any node.
+    pub(super) async fn transfer(&self, to: Option<NodeId>) -> Reply {
+        let request = Request::Transfer {
+            to: to.unwrap_or(0),
+        };
+        let deadline = Instant::now() + self.settings.hold;
+        match self.at_leader(&request, deadline).await {
+            Some(reply) => reply,
+            None => self.transfer_here(to).await,
+        }
+    }
+
+    pub(super) async fn transfer_here(&self, to: Option<NodeId>) -> Reply {
+        if let Some(to) = to {
+            if to == self.id {
+                return Reply::Ok;
+            }
+            if !self.is_voter(to) {
+                return Reply::error("ERR invalid target node id");
+            }
+        }
+        match self.hand_over(to).await {
+            Ok(()) => Reply::Ok,
+            Err(reason) => Reply::error(format!("ERR {reason}")),
+        }
+    }
+
+    /// Hands leadership to a member that holds nearly the whole log and was heard lately.
+    pub(super) async fn hand_over(&self, to: Option<NodeId>) -> Result<(), String> {
         let status = self.status();
         let mut candidates: Vec<_> = status
             .members
             .iter()
             .filter(|member| member.voter && member.id != self.id)
+            .filter(|member| to.is_none_or(|to| to == member.id))
             .filter(|member| member.heard_ms.is_some_and(|ms| ms < 1000))
             .filter_map(|member| Some((member.matched?, member.id)))
             .filter(|(matched, _)| matched + LEVEL_ENTRIES >= status.last_log)
             .collect();
         candidates.sort_unstable();
-        let Some((_, to)) = candidates.pop() else {
-            return Err("no other member is level enough to lead".to_owned());
+        let Some((_, next)) = candidates.pop() else {
+            return Err(match to {
+                Some(_) => "the member is not level enough to lead".to_owned(),
+                None => "no other member is level enough to lead".to_owned(),
+            });
         };
         self.raft
             .trigger()
-            .transfer_leader(to)
+            .transfer_leader(next)
             .await
             .map_err(|error| error.to_string())?;
         let mut changes = self.leadership_changes();
         let moved = changes.wait_for(|now| matches!(now, Leadership::Other { .. }));
         match timeout_at(Instant::now() + self.settings.hold, moved).await {
-            Ok(Ok(_)) => Ok(()),
-            _ => Err("leadership was not taken over in time".to_owned()),
+            Ok(Ok(now)) => match (&*now, to) {
+                (Leadership::Other { id, .. }, Some(to)) if *id != to => {
+                    Err("different node elected leader".to_owned())
+                }
+                _ => Ok(()),
+            },
+            _ => Err("transfer timed out".to_owned()),
         }
     }
 

@@ -44,7 +44,7 @@ use crate::raft::snapshot::SnapshotDir;
 use crate::raft::spool::{SnapshotMeta, SnapshotSink, SpoolWriter};
 use crate::raft::state_machine::{self, StateMachine};
 use crate::raft::transport::{self, ConnKind, Hello, PeerIdentity, Refusal, RefusalCode, Welcome};
-use crate::raft::{Member, Raft};
+use crate::raft::{Member, NodeId, Raft};
 use crate::resp::Reply;
 use crate::storage::{Caps, Engine, Store};
 
@@ -249,7 +249,7 @@ impl Node {
         };
         let core = running.core.clone();
         if matches!(core.leadership(), Leadership::Mine { .. }) && core.status().members.len() > 1 {
-            match core.hand_over().await {
+            match core.hand_over(None).await {
                 Ok(()) => tracing::info!("leadership handed over"),
                 Err(reason) => tracing::warn!(%reason, "leadership not handed over"),
             }
@@ -342,6 +342,14 @@ impl Node {
     pub async fn leave(&self, name: String) -> Reply {
         match self.core() {
             Ok(core) => core.leave(name).await,
+            Err(reply) => reply,
+        }
+    }
+
+    /// Hands leadership to a member, or to whichever is best placed.
+    pub async fn transfer(&self, to: Option<NodeId>) -> Reply {
+        match self.core() {
+            Ok(core) => core.transfer(to).await,
             Err(reply) => reply,
         }
     }
@@ -1099,6 +1107,9 @@ async fn answer(core: &Arc<Core>, request: Request) -> Response {
         Request::Greet => Response::Greeting {
             wall_ms: core.doors.clock.wall_ms(),
         },
+        Request::Transfer { to } if leads => {
+            Response::Reply(core.transfer_here((to != 0).then_some(to)).await)
+        }
         Request::Leave { name } if leads => Response::Reply(core.leave(name).await),
         _ => Response::Refused,
     }

@@ -37,6 +37,8 @@ pub(super) enum Request {
     },
     /// Note this node's start, and tell your clock.
     Greet,
+    /// Hand leadership to this member; 0: to whichever is best placed.
+    Transfer { to: NodeId },
 }
 
 /// The answer to a request.
@@ -70,6 +72,7 @@ const ADOPT: u8 = 5;
 const REMOVED: u8 = 6;
 const REPLICAS: u8 = 7;
 const GREET: u8 = 8;
+const TRANSFER: u8 = 9;
 
 const DONE: u8 = 1;
 const REFUSED: u8 = 2;
@@ -108,6 +111,10 @@ impl Request {
             }
             Request::Removed => out.push(REMOVED),
             Request::Greet => out.push(GREET),
+            Request::Transfer { to } => {
+                out.push(TRANSFER);
+                out.extend_from_slice(&to.to_le_bytes());
+            }
             Request::Replicas {
                 index,
                 wanted,
@@ -151,6 +158,9 @@ impl Request {
             }
             REMOVED => Request::Removed,
             GREET => Request::Greet,
+            TRANSFER => Request::Transfer {
+                to: r.u64("request")?,
+            },
             REPLICAS => Request::Replicas {
                 index: r.u64("request")?,
                 wanted: r.u64("request")?,
@@ -277,6 +287,7 @@ mod tests {
             },
             Request::Removed,
             Request::Greet,
+            Request::Transfer { to: 7 },
             Request::Replicas {
                 index: 9,
                 wanted: 2,

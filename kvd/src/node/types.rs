@@ -53,6 +53,8 @@ pub struct MemberStatus {
     pub matched: Option<u64>,
     /// Known on the leader only: milliseconds since it was last heard.
     pub heard_ms: Option<u64>,
+    /// For how many milliseconds this node has been connected to it; none when it is not.
+    pub connected_ms: Option<u64>,
 }
 
 /// A node's state for INFO, ROLE and CLUSTER.

@@ -30,14 +30,49 @@ fn members(status: &Status) -> Vec<&MemberStatus> {
     members
 }
 
-pub(super) fn reply(what: Cluster, status: &Status) -> Reply {
+pub(super) fn reply(what: &Cluster, status: &Status, wall_ms: u64) -> Reply {
     match what {
         Cluster::MyId => Reply::bulk(node_name(status.cluster, status.id)),
         Cluster::Slots => slots(status),
         Cluster::Shards => shards(status),
         Cluster::Nodes => Reply::text(nodes(status)),
         Cluster::Info => Reply::text(info(status)),
+        Cluster::Links => links(status, wall_ms),
+        Cluster::Replicas(of) => replicas(status, of),
     }
+}
+
+fn links(status: &Status, wall_ms: u64) -> Reply {
+    let text = |text: &str| Reply::bulk_from(text);
+    let links = status.members.iter().filter_map(|member| {
+        let since_ms = wall_ms.saturating_sub(member.connected_ms?);
+        Some(Reply::Map(vec![
+            (text("direction"), text("to")),
+            (
+                text("node"),
+                Reply::bulk(node_name(status.cluster, member.id)),
+            ),
+            (text("create-time"), Reply::Int(since_ms as i64)),
+            (text("events"), text("rw")),
+            (text("send-buffer-allocated"), Reply::Int(0)),
+            (text("send-buffer-used"), Reply::Int(0)),
+        ]))
+    });
+    Reply::Array(links.collect())
+}
+
+/// The lines of NODES that name `of` as their primary.
+fn replicas(status: &Status, of: &str) -> Reply {
+    let wanted = |member: &&MemberStatus| node_name(status.cluster, member.id) == of;
+    let Some(member) = status.members.iter().find(wanted) else {
+        return Reply::error(format!("ERR Unknown node {of}"));
+    };
+    if !member.leader {
+        return Reply::error("ERR The specified node is not a master");
+    }
+    let lines = nodes(status);
+    let lines = lines.lines().filter(|line| !line.starts_with(of));
+    Reply::Array(lines.map(Reply::bulk_from).collect())
 }
 
 fn slots(status: &Status) -> Reply {

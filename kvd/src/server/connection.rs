@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout};
 
 use super::{ClientEntry, Service, Shared};
@@ -37,6 +38,9 @@ const INPUT_STEP: usize = 64 << 10;
 const STALL: Duration = Duration::from_secs(60);
 /// How often a read that meets due keys waits for a tick.
 const TICKS_MAX: usize = 4;
+
+/// What is carried out at once also between MULTI and EXEC.
+const AT_ONCE: [&str; 6] = ["exec", "discard", "multi", "watch", "quit", "reset"];
 
 /// One request, as slices of the input.
 pub(super) struct Request {
@@ -78,6 +82,8 @@ pub(super) struct Connection<S: Service> {
     pub(super) authenticated: bool,
     pub(super) aware: bool,
     pub(super) readonly: bool,
+    pub(super) redirectable: bool,
+    pub(super) monitor: Option<broadcast::Receiver<String>>,
     pub(super) last_write: u64,
     pub(super) queue: Option<Queue>,
     pub(super) reply_mode: ReplyMode,
@@ -88,6 +94,13 @@ pub(super) struct Connection<S: Service> {
     run_writes: bool,
     run_costly: bool,
     pub(super) closing: bool,
+}
+
+/// Where the leader is.
+pub(super) struct Elsewhere {
+    addr: String,
+    /// The client takes its whole connection there, not one slot.
+    whole: bool,
 }
 
 struct Gone;
@@ -108,6 +121,8 @@ impl<S: Service> Connection<S> {
             authenticated,
             aware: false,
             readonly: false,
+            redirectable: false,
+            monitor: None,
             last_write: 0,
             queue: None,
             reply_mode: ReplyMode::On,
@@ -124,6 +139,7 @@ impl<S: Service> Connection<S> {
     pub(super) async fn run(mut self) {
         // `Err` is a client that has gone or is not worth waiting for: nobody to tell.
         let _ = self.serve().await;
+        self.stop_monitoring();
         let id = self.entry.id;
         self.shared
             .clients
@@ -145,24 +161,33 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Waits for more input.
+    /// Waits for more input; a monitor is shown what others do meanwhile.
     async fn fill(&mut self, needed: usize) -> Result<(), Gone> {
-        self.input.reserve(needed.clamp(INPUT_STEP / 4, INPUT_STEP));
-        let idle = self.shared.settings().idle_timeout;
         let mut stopping = self.shared.stopping.subscribe();
-        let entry = self.entry.clone();
-        let read = self.stream.read_buf(&mut self.input);
-        let read = async {
-            if idle.is_zero() {
-                Ok(read.await)
-            } else {
-                timeout(idle, read).await
-            }
-        };
-        let count = tokio::select! {
-            read = read => read.map_err(|_| Gone)?.map_err(|_| Gone)?,
-            () = entry.close.notified() => return Err(Gone),
-            _ = stopping.wait_for(|stop| *stop) => return Err(Gone),
+        let count = loop {
+            self.input.reserve(needed.clamp(INPUT_STEP / 4, INPUT_STEP));
+            let idle = self.shared.settings().idle_timeout;
+            let entry = self.entry.clone();
+            let read = self.stream.read_buf(&mut self.input);
+            let read = async {
+                if idle.is_zero() {
+                    Ok(read.await)
+                } else {
+                    timeout(idle, read).await
+                }
+            };
+            let shown = tokio::select! {
+                read = read => break read.map_err(|_| Gone)?.map_err(|_| Gone)?,
+                shown = next_line(&mut self.monitor) => shown,
+                () = entry.close.notified() => return Err(Gone),
+                _ = stopping.wait_for(|stop| *stop) => return Err(Gone),
+            };
+            let Ok(line) = shown else {
+                tracing::warn!(client = %self.entry.addr, "a monitor that does not keep up is closed");
+                return Err(Gone);
+            };
+            resp::write(&Reply::simple(line), self.protocol, &mut self.out);
+            self.write_out().await?;
         };
         if count == 0 {
             return Err(Gone);
@@ -172,6 +197,12 @@ impl<S: Service> Connection<S> {
             .input_bytes
             .fetch_add(count as u64, Relaxed);
         Ok(())
+    }
+
+    pub(super) fn stop_monitoring(&mut self) {
+        if self.monitor.take().is_some() {
+            self.shared.monitors.left();
+        }
     }
 
     /// Waits for something that may take long, unless the client goes: then the connection closes.
@@ -302,6 +333,8 @@ impl<S: Service> Connection<S> {
             }
         };
         let request = Request { spec, args };
+        self.wait_for_pause(spec).await?;
+        self.show(&request);
         if request.bytes() > self.group_bytes_max() {
             if let Some(queue) = &mut self.queue {
                 queue.failed = true;
@@ -312,7 +345,7 @@ impl<S: Service> Connection<S> {
             )));
             return self.bound_run().await;
         }
-        let at_once = ["exec", "discard", "multi", "watch", "quit", "reset"].contains(&spec.name);
+        let at_once = AT_ONCE.contains(&spec.name);
         if let Some(queue) = &mut self.queue
             && !at_once
         {
@@ -358,6 +391,47 @@ impl<S: Service> Connection<S> {
         self.bound_run().await
     }
 
+    /// Waits while CLIENT PAUSE holds such a command. CLIENT itself goes on, to end the pause.
+    async fn wait_for_pause(&mut self, spec: &'static Spec) -> Result<(), Gone> {
+        let writes = match &self.queue {
+            Some(queue) if spec.name == "exec" => {
+                queue.requests.iter().any(|queued| queued.spec.is_write())
+            }
+            _ => spec.is_write(),
+        };
+        if spec.name.starts_with("client|") || !self.shared.pause.holds(writes) {
+            return Ok(());
+        }
+        self.finish_run().await?;
+        self.write_out().await?;
+        let shared = self.shared.clone();
+        match self.while_connected(shared.pause.over(writes)).await {
+            Some(()) => Ok(()),
+            None => Err(Gone),
+        }
+    }
+
+    /// Shows a request to those who watch; a queued one when it is carried out.
+    fn show(&self, request: &Request) {
+        let monitors = &self.shared.monitors;
+        if !monitors.any() {
+            return;
+        }
+        let queued = match &self.queue {
+            Some(queue) if request.spec.name == "exec" => &queue.requests[..],
+            Some(_) if !AT_ONCE.contains(&request.spec.name) => return,
+            _ => &[],
+        };
+        let at_us = self.shared.doors.clock.wall_us();
+        for request in queued.iter().chain([request]) {
+            // Passwords are for nobody else.
+            let secret = ["auth", "hello"].contains(&request.spec.name);
+            if !secret && !request.spec.has(Flags::ADMIN) {
+                monitors.show(at_us, &self.entry.addr, &request.args);
+            }
+        }
+    }
+
     async fn take_session(&mut self, request: Request) -> Result<(), Gone> {
         let effect = match command::session(request.spec, &request.slices()) {
             Some(Ok(command::Effect::Reply(reply)) | Err(reply)) => {
@@ -378,6 +452,7 @@ impl<S: Service> Connection<S> {
         self.shared
             .metrics
             .ran(request.spec, failed, started.elapsed());
+        self.note_slow(&request, started.elapsed());
         self.entry.queued(self.queue.as_ref());
         if let Some(reply) = reply {
             self.put(&reply);
@@ -413,7 +488,7 @@ impl<S: Service> Connection<S> {
         for item in items {
             match item {
                 Item::Answer(reply) => order.push(Some(reply)),
-                Item::Run(request) => match self.redirected(&request, moved.as_deref()) {
+                Item::Run(request) => match self.redirected(&request, moved.as_ref()) {
                     Some(reply) => order.push(Some(reply)),
                     None => {
                         requests.push(request);
@@ -484,35 +559,74 @@ impl<S: Service> Connection<S> {
         for (request, reply) in requests.iter().zip(replies) {
             let failed = reply.is_error();
             self.shared.metrics.ran(request.spec, failed, each);
+            self.note_slow(request, each);
         }
     }
 
-    pub(super) fn leader_elsewhere(&self) -> Option<String> {
+    /// Notes a command that was slow, or a spike.
+    fn note_slow(&self, request: &Request, took: Duration) {
+        let settings = self.shared.settings();
+        let slow = settings.slower_than.is_some_and(|limit| took >= limit);
+        let spike = !settings.spike.is_zero() && took >= settings.spike;
+        if !slow && !spike {
+            return;
+        }
+        let at_s = self.shared.doors.clock.wall_ms() / 1000;
+        if spike {
+            let event = match request.spec.has(Flags::FAST) {
+                true => "fast-command",
+                false => "command",
+            };
+            self.shared.spikes.note(event, at_s, took);
+        }
+        if slow && !request.spec.has(Flags::SKIP_SLOWLOG) {
+            let name = {
+                let about = self.entry.about.lock().expect("no panic while held");
+                about.name.clone()
+            };
+            self.shared.slow_log.note(
+                settings.slow_log_max,
+                at_s,
+                took,
+                &request.args,
+                &self.entry.addr,
+                &name,
+            );
+        }
+    }
+
+    /// The leader, where this connection is to be sent there.
+    pub(super) fn leader_elsewhere(&self) -> Option<Elsewhere> {
         let redirects = match self.shared.settings().follower_writes {
-            RedirectMode::Auto => self.aware,
+            RedirectMode::Auto => self.aware || self.redirectable,
             RedirectMode::Forward => false,
             RedirectMode::Redirect => true,
         };
         if !redirects {
             return None;
         }
-        self.shared
-            .service
-            .redirect()
-            .map(|member| member.client_addr)
+        let addr = self.shared.service.redirect()?.client_addr;
+        Some(Elsewhere {
+            addr,
+            whole: self.redirectable && !self.aware,
+        })
     }
 
-    pub(super) fn redirected(&self, request: &Request, leader: Option<&str>) -> Option<Reply> {
-        let leader = leader?;
+    pub(super) fn redirected(
+        &self,
+        request: &Request,
+        leader: Option<&Elsewhere>,
+    ) -> Option<Reply> {
+        let Elsewhere { addr, whole } = leader?;
         let slices = request.slices();
         let slot = request.spec.keys_of(&slices).next().map(keyspace::slot);
         if !request.spec.is_write() && (self.readonly || slot.is_none()) {
             return None;
         }
-        Some(Reply::error(format!(
-            "MOVED {} {leader}",
-            slot.unwrap_or(0)
-        )))
+        Some(Reply::error(match whole {
+            true => format!("REDIRECT {addr}"),
+            false => format!("MOVED {} {addr}", slot.unwrap_or(0)),
+        }))
     }
 
     /// Proposes requests as one group; one reply for each, or a single null for a precondition
@@ -653,6 +767,16 @@ impl<S: Service> Connection<S> {
         self.entry.queued_bytes.store(0, Relaxed);
         self.entry.about.lock().expect("no panic while held").last = Instant::now();
         self.stream.flush().await.map_err(|_| Gone)
+    }
+}
+
+/// The next line for a monitor; never, for other connections.
+async fn next_line(
+    monitor: &mut Option<broadcast::Receiver<String>>,
+) -> Result<String, broadcast::error::RecvError> {
+    match monitor {
+        Some(lines) => lines.recv().await,
+        None => std::future::pending().await,
     }
 }
 

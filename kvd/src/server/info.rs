@@ -31,6 +31,9 @@ const DEFAULT: &[&str] = &[
     "errorstats",
 ];
 
+/// Longest slow log: each entry may take some kilobytes.
+const SLOW_LOG_MAX: usize = 100_000;
+
 /// What CONFIG GET knows, in the order of names.
 pub(super) fn settings(settings: &ServerSettings) -> Vec<(&'static str, String)> {
     vec![
@@ -50,6 +53,10 @@ pub(super) fn settings(settings: &ServerSettings) -> Vec<(&'static str, String)>
             }
             .to_owned(),
         ),
+        (
+            "latency-monitor-threshold",
+            settings.spike.as_millis().to_string(),
+        ),
         ("maxclients", settings.clients_max.to_string()),
         ("maxmemory", "0".to_owned()),
         ("protected-mode", yes(settings.protected_mode)),
@@ -63,6 +70,13 @@ pub(super) fn settings(settings: &ServerSettings) -> Vec<(&'static str, String)>
         ),
         ("requirepass", settings.password.clone().unwrap_or_default()),
         ("save", String::new()),
+        (
+            "slowlog-log-slower-than",
+            settings
+                .slower_than
+                .map_or("-1".to_owned(), |time| time.as_micros().to_string()),
+        ),
+        ("slowlog-max-len", settings.slow_log_max.to_string()),
         ("timeout", settings.idle_timeout.as_secs().to_string()),
     ]
 }
@@ -91,6 +105,25 @@ pub(super) fn set(settings: &mut ServerSettings, name: &str, value: &str) -> Res
                 .parse::<u32>()
                 .map_err(|_| failed("argument must be a number"))?;
             settings.idle_timeout = Duration::from_secs(u64::from(seconds));
+        }
+        "latency-monitor-threshold" => {
+            let ms = value
+                .parse::<u32>()
+                .map_err(|_| failed("argument must be a number"))?;
+            settings.spike = Duration::from_millis(u64::from(ms));
+        }
+        "slowlog-log-slower-than" => {
+            let us = value
+                .parse::<i64>()
+                .map_err(|_| failed("argument couldn't be parsed into an integer"))?;
+            settings.slower_than = u64::try_from(us).ok().map(Duration::from_micros);
+        }
+        "slowlog-max-len" => {
+            settings.slow_log_max = value
+                .parse::<usize>()
+                .ok()
+                .filter(|len| *len <= SLOW_LOG_MAX)
+                .ok_or_else(|| failed("argument must be a number up to 100000"))?;
         }
         "requirepass" => settings.password = (!value.is_empty()).then(|| value.to_owned()),
         "protected-mode" => {
@@ -317,6 +350,10 @@ impl<S: Service> Connection<S> {
         if wanted("commandstats") {
             begin(&mut out, "Commandstats");
             metrics.command_lines(&mut out);
+        }
+        if wanted("latencystats") {
+            begin(&mut out, "Latencystats");
+            metrics.latency_lines(&mut out);
         }
         if wanted("errorstats") {
             begin(&mut out, "Errorstats");

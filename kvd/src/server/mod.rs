@@ -7,8 +7,11 @@ mod cluster;
 mod connection;
 mod info;
 mod listener;
+mod monitor;
+mod pause;
 mod service;
 mod session;
+mod slow_log;
 #[cfg(test)]
 mod tests;
 
@@ -23,11 +26,14 @@ use tokio::time::Instant;
 
 use self::connection::Queue;
 pub use self::listener::serve;
+use self::monitor::Monitors;
+use self::pause::Pause;
+use self::slow_log::{SlowLog, Spikes};
 use crate::doors::Doors;
 use crate::metrics::Metrics;
 use crate::node::{ConfigLimits, JoinRequest, ReadLevel, Reading, RedirectMode, Status, Written};
-use crate::raft::Member;
 use crate::raft::entry::Group;
+use crate::raft::{Member, NodeId};
 use crate::resp::Reply;
 
 /// What connections ask of a node. An error is one reply for every command of the request.
@@ -60,6 +66,8 @@ pub trait Service: Clone + Send + Sync + 'static {
     fn join(&self, request: JoinRequest) -> impl Future<Output = Reply> + Send;
     /// Takes a member out.
     fn leave(&self, name: String) -> impl Future<Output = Reply> + Send;
+    /// Hands leadership to a member, or to whichever is best placed.
+    fn transfer(&self, to: Option<NodeId>) -> impl Future<Output = Reply> + Send;
     /// Waits at most `hold` for a leader.
     fn leader_known(&self, hold: Duration) -> impl Future<Output = bool> + Send;
     /// The lines of INFO's `# Backend`.
@@ -89,6 +97,12 @@ pub struct ServerSettings {
     pub hold: Duration,
     /// A connection that is idle for longer is closed; zero means never.
     pub idle_timeout: Duration,
+    /// Commands that take longer are in the slow log; none when there is none.
+    pub slower_than: Option<Duration>,
+    /// Entries of the slow log.
+    pub slow_log_max: usize,
+    /// Commands that take so long are spikes; zero means that none are noted.
+    pub spike: Duration,
 }
 
 impl Default for ServerSettings {
@@ -101,6 +115,9 @@ impl Default for ServerSettings {
             follower_writes: RedirectMode::Auto,
             hold: Duration::from_secs(5),
             idle_timeout: Duration::ZERO,
+            slower_than: Some(Duration::from_millis(10)),
+            slow_log_max: 128,
+            spike: Duration::ZERO,
         }
     }
 }
@@ -126,6 +143,10 @@ struct Shared<S> {
     next_id: AtomicU64,
     clients: Mutex<BTreeMap<u64, Arc<ClientEntry>>>,
     stopping: watch::Sender<bool>,
+    pause: Pause,
+    monitors: Monitors,
+    slow_log: SlowLog,
+    spikes: Spikes,
     run_id: String,
 }
 
@@ -171,6 +192,10 @@ impl<S: Service> Server<S> {
                 next_id: AtomicU64::new(1),
                 clients: Mutex::default(),
                 stopping: watch::Sender::new(false),
+                pause: Pause::default(),
+                monitors: Monitors::default(),
+                slow_log: SlowLog::default(),
+                spikes: Spikes::default(),
                 run_id,
             }),
         }

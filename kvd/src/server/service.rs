@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::Service;
 use crate::node::{ConfigLimits, JoinRequest, Node, ReadLevel, Reading, Status, Written};
-use crate::raft::Member;
 use crate::raft::entry::Group;
+use crate::raft::{Member, NodeId};
 use crate::resp::Reply;
 
 impl Service for Node {
@@ -43,6 +43,10 @@ impl Service for Node {
 
     async fn leave(&self, name: String) -> Reply {
         Node::leave(self, name).await
+    }
+
+    async fn transfer(&self, to: Option<NodeId>) -> Reply {
+        Node::transfer(self, to).await
     }
 
     async fn leader_known(&self, hold: Duration) -> bool {

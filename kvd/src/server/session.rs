@@ -8,9 +8,10 @@ use tokio::time::Instant;
 use super::connection::{Connection, Queue, internal, modified};
 use super::{ClientEntry, Service, cluster, info};
 use crate::command::effect::{
-    Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, LibraryInfo, ReplyMode,
+    Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, Latency, LibraryInfo,
+    ReplyMode, SlowLog, Successor,
 };
-use crate::command::{self, Kind};
+use crate::command::{self, Kind, Spec};
 use crate::doors;
 use crate::node::{JoinRequest, ReadLevel, Role};
 use crate::resp::{Protocol, Reply, glob};
@@ -55,6 +56,8 @@ impl<S: Service> Connection<S> {
             Effect::Hello(hello) => self.hello(hello),
             Effect::Reset => {
                 (self.queue, self.aware, self.readonly) = (None, false, false);
+                self.redirectable = false;
+                self.stop_monitoring();
                 self.watched.clear();
                 self.protocol = Protocol::Resp2;
                 self.reply_mode = ReplyMode::On;
@@ -64,7 +67,7 @@ impl<S: Service> Connection<S> {
                 Reply::simple("RESET")
             }
             Effect::Auth(credentials) => self.auth(&credentials),
-            Effect::Client(Client::Reply(mode)) => {
+            Effect::ReplyMode(mode) => {
                 // Who wants none is not to be told so, nor to be silent for one reply only.
                 if self.reply_mode != ReplyMode::Off || mode == ReplyMode::On {
                     self.reply_mode = mode;
@@ -85,6 +88,24 @@ impl<S: Service> Connection<S> {
                 ])
             }
             Effect::Role => cluster::role(&service.status()),
+            Effect::LastSave => Reply::Int((self.shared.doors.clock.wall_ms() / 1000) as i64),
+            Effect::SlowLog(what) => self.slow_log(what),
+            Effect::Latency(what) => self.latency(what),
+            Effect::Monitor => {
+                if self.monitor.is_none() {
+                    self.monitor = Some(self.shared.monitors.subscribe());
+                }
+                Reply::Ok
+            }
+            Effect::TransferLeader(to) => self.transfer_leader(to).await,
+            Effect::AddNode { addr } => self.add_node(addr).await,
+            Effect::RemoveNode(id) => {
+                let members = service.status().members;
+                match members.into_iter().find(|member| member.id == id) {
+                    Some(member) => service.leave(member.member.name).await,
+                    None => Reply::error("ERR node id does not exist"),
+                }
+            }
             Effect::Shutdown(shutdown) => {
                 if shutdown.abort {
                     return Some(Reply::error("ERR No shutdown in progress."));
@@ -117,7 +138,8 @@ impl<S: Service> Connection<S> {
                 {
                     return Some(Reply::error("CLUSTERDOWN The cluster is down"));
                 }
-                cluster::reply(what, &service.status())
+                let wall_ms = self.shared.doors.clock.wall_ms();
+                cluster::reply(&what, &service.status(), wall_ms)
             }
             Effect::ReadOnly => self.set_readonly(true),
             Effect::ReadWrite => self.set_readonly(false),
@@ -131,6 +153,97 @@ impl<S: Service> Connection<S> {
                 Reply::Int(holders as i64)
             }
         })
+    }
+
+    fn slow_log(&self, what: SlowLog) -> Reply {
+        let slow_log = &self.shared.slow_log;
+        match what {
+            SlowLog::Get(count) => slow_log.get(count),
+            SlowLog::Len => Reply::Int(slow_log.len() as i64),
+            SlowLog::Reset => {
+                slow_log.reset();
+                Reply::Ok
+            }
+        }
+    }
+
+    fn latency(&self, what: Latency) -> Reply {
+        let spikes = &self.shared.spikes;
+        match what {
+            Latency::Latest => spikes.latest(),
+            Latency::History(event) => spikes.history(&event),
+            Latency::Reset(events) => spikes.reset(&events),
+            Latency::Histogram(names) => {
+                let wanted = |spec: &Spec| {
+                    let container = spec.name.split('|').next();
+                    names.is_empty()
+                        || names
+                            .iter()
+                            .any(|name| name == spec.name || Some(name.as_str()) == container)
+                };
+                let histograms = self.shared.metrics.histograms(wanted);
+                let commands = histograms.into_iter().map(|(name, calls, bounds)| {
+                    let bounds = bounds
+                        .into_iter()
+                        .map(|(us, count)| (Reply::Int(us as i64), Reply::Int(count as i64)));
+                    let fields = Reply::Map(vec![
+                        (Reply::bulk("calls"), Reply::Int(calls as i64)),
+                        (Reply::bulk("histogram_usec"), Reply::Map(bounds.collect())),
+                    ]);
+                    (Reply::bulk(name), fields)
+                });
+                Reply::Map(commands.collect())
+            }
+        }
+    }
+
+    async fn transfer_leader(&self, to: Successor) -> Reply {
+        let service = &self.shared.service;
+        let status = service.status();
+        let to = match to {
+            Successor::Any => None,
+            Successor::This if status.role == Role::Leader => {
+                return Reply::error("ERR You should send CLUSTER FAILOVER to a replica");
+            }
+            Successor::This => Some(status.id),
+            Successor::Named(name) => {
+                let named = status.members.iter().find(|member| {
+                    member.member.name == name || format!("{:016x}", member.id) == name
+                });
+                match named {
+                    Some(member) => Some(member.id),
+                    None => return Reply::error("ERR invalid target node id"),
+                }
+            }
+        };
+        service.transfer(to).await
+    }
+
+    /// A node that is added without a name is called by its address.
+    async fn add_node(&self, addr: String) -> Reply {
+        let service = &self.shared.service;
+        let name = addr.clone();
+        let reply = service
+            .join(JoinRequest {
+                name: name.clone(),
+                raft_addr: addr,
+            })
+            .await;
+        if reply.is_error() {
+            return reply;
+        }
+        let status = service.status();
+        let added = status
+            .members
+            .iter()
+            .find(|member| member.member.name == name);
+        match added {
+            Some(member) => Reply::Array(vec![
+                Reply::bulk(format!("{:016x}", member.id)),
+                Reply::bulk(format!("{:032x}", status.cluster)),
+            ]),
+            None => internal(),
+        }
     }
 
     fn set_readonly(&mut self, on: bool) -> Reply {
@@ -186,7 +299,7 @@ impl<S: Service> Connection<S> {
         if let Some(moved) = queue
             .requests
             .iter()
-            .find_map(|r| self.redirected(r, leader.as_deref()))
+            .find_map(|r| self.redirected(r, leader.as_ref()))
         {
             return moved;
         }
@@ -319,7 +432,6 @@ impl<S: Service> Connection<S> {
             }
             Client::GetName if about.name.is_empty() => Reply::Null,
             Client::GetName => Reply::bulk(about.name.clone()),
-            Client::Reply(_) => internal(),
             Client::KillAddr(addr) => {
                 drop(about);
                 match self.kill(|entry| entry.addr == addr) {
@@ -341,6 +453,18 @@ impl<S: Service> Connection<S> {
                         && (entry.id != me || !filter.skip_me)
                 });
                 Reply::Int(killed)
+            }
+            Client::Redirectable => {
+                self.redirectable = true;
+                Reply::Ok
+            }
+            Client::Pause { time, all } => {
+                self.shared.pause.begin(time, all);
+                Reply::Ok
+            }
+            Client::Unpause => {
+                self.shared.pause.end();
+                Reply::Ok
             }
             Client::SetInfo(property, value) => {
                 let value = String::from_utf8_lossy(&value).into_owned();

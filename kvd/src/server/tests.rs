@@ -152,6 +152,10 @@ impl Service for Fake {
         Reply::bulk(format!("leave {name}"))
     }
 
+    async fn transfer(&self, _to: Option<NodeId>) -> Reply {
+        Reply::Ok
+    }
+
     async fn leader_known(&self, _: Duration) -> bool {
         if self.state().leaderless {
             self.0.led.notified().await;
@@ -247,6 +251,17 @@ impl Client {
         let shown = String::from_utf8_lossy(&got).into_owned();
         assert!(read.is_ok(), "the answers end after {shown:?}");
         assert_eq!(shown, answers);
+    }
+
+    /// One line without its end.
+    async fn line(&mut self) -> String {
+        let mut line = String::new();
+        while !line.ends_with("\r\n") {
+            let byte = tokio::time::timeout(Duration::from_secs(20), self.0.read_u8()).await;
+            line.push(char::from(byte.expect("a line comes").unwrap()));
+        }
+        line.truncate(line.len() - 2);
+        line
     }
 
     /// One bulk or verbatim string.
@@ -826,5 +841,141 @@ async fn a_client_that_wants_no_replies_gets_none() {
         .await;
     client
         .says("CLIENT REPLY OFF\r\nPING\r\nRESET\r\n", "+RESET\r\n")
+        .await;
+}
+
+#[tokio::test]
+async fn a_monitor_sees_what_others_ask_for_and_no_passwords() {
+    let world = World::new();
+    let mut monitor = world.client_from("127.0.0.1:50001");
+    monitor.says("MONITOR\r\n", "+OK\r\n").await;
+    let mut client = world.client();
+    client.says("SET a \"x y\"\r\n", "+OK\r\n").await;
+    client
+        .send("AUTH secret\r\nHELLO 2 AUTH default secret\r\nCONFIG GET save\r\n")
+        .await;
+    client
+        .send("MULTI\r\nGET a\r\nDISCARD\r\nMULTI\r\nGET b\r\nEXEC\r\n")
+        .await;
+    for request in [
+        r#""SET" "a" "x y""#,
+        r#""MULTI""#,
+        r#""DISCARD""#,
+        r#""MULTI""#,
+        r#""GET" "b""#,
+        r#""EXEC""#,
+    ] {
+        let line = monitor.line().await;
+        let (time, rest) = line.split_once(' ').unwrap();
+        assert!(time.starts_with('+') && time.contains('.'), "{line}");
+        assert_eq!(rest, format!("[0 127.0.0.1:50000] {request}"));
+    }
+    // It is still a client: RESET makes it an ordinary one.
+    monitor.says("RESET\r\n", "+RESET\r\n").await;
+    assert!(!world.server.shared.monitors.any());
+    monitor.says("PING\r\n", "+PONG\r\n").await;
+}
+
+#[tokio::test]
+async fn a_pause_holds_writes_and_lets_reads_and_replies_pass() {
+    let world = World::new();
+    let (mut operator, mut client) = (world.client(), world.client());
+    operator
+        .says("CLIENT PAUSE 100000 WRITE\r\n", "+OK\r\n")
+        .await;
+    client
+        .says("GET a\r\nSET a 1\r\nGET a\r\n", "$-1\r\n")
+        .await;
+    let mut other = world.client();
+    other.says("MULTI\r\nGET a\r\n", "+OK\r\n+QUEUED\r\n").await;
+    other.says("EXEC\r\n", "*1\r\n$-1\r\n").await;
+    operator.says("GET a\r\n", "$-1\r\n").await;
+    operator.says("CLIENT UNPAUSE\r\n", "+OK\r\n").await;
+    client.hears("+OK\r\n$1\r\n1\r\n").await;
+    operator.says("CLIENT PAUSE 100000\r\n", "+OK\r\n").await;
+    client.send("GET a\r\n").await;
+    operator.says("CLIENT UNPAUSE\r\n", "+OK\r\n").await;
+    client.hears("$1\r\n1\r\n").await;
+}
+
+#[tokio::test]
+async fn slow_commands_and_spikes_are_remembered() {
+    let world = World::new();
+    let mut client = world.client();
+    client
+        .says("CLIENT SETNAME me\r\nSLOWLOG LEN\r\n", "+OK\r\n:0\r\n")
+        .await;
+    client
+        .says(
+            "CONFIG SET slowlog-log-slower-than 20000 latency-monitor-threshold 20\r\n",
+            "+OK\r\n",
+        )
+        .await;
+    client
+        .says("GET a\r\nDEBUG SLEEP 0.03\r\n", "$-1\r\n+OK\r\n")
+        .await;
+    client.says("SLOWLOG LEN\r\n", ":1\r\n").await;
+    client.send("SLOWLOG GET\r\n").await;
+    assert_eq!(client.line().await, "*1");
+    assert_eq!(client.line().await, "*6");
+    assert_eq!(client.line().await, ":0");
+    let at_s: u64 = client.line().await[1..].parse().unwrap();
+    assert!(at_s > 1_700_000_000);
+    let took_us: u64 = client.line().await[1..].parse().unwrap();
+    assert!((30_000..5_000_000).contains(&took_us), "{took_us}");
+    client
+        .hears("*3\r\n$5\r\nDEBUG\r\n$5\r\nSLEEP\r\n$4\r\n0.03\r\n$15\r\n127.0.0.1:50000\r\n$2\r\nme\r\n")
+        .await;
+    client
+        .says("SLOWLOG RESET\r\nSLOWLOG LEN\r\n", "+OK\r\n:0\r\n")
+        .await;
+    client.send("LATENCY LATEST\r\n").await;
+    client.hears("*1\r\n*4\r\n$7\r\ncommand\r\n").await;
+    for _ in 0..3 {
+        client.line().await;
+    }
+    client
+        .says("LATENCY RESET\r\nLATENCY LATEST\r\n", ":1\r\n*0\r\n")
+        .await;
+    client.send("LATENCY HISTOGRAM get\r\n").await;
+    client
+        .hears("*2\r\n$3\r\nget\r\n*4\r\n$5\r\ncalls\r\n:1\r\n$14\r\nhistogram_usec\r\n*2\r\n")
+        .await;
+    client.line().await;
+    client.hears(":1\r\n").await;
+    client
+        .says("CONFIG SET slowlog-log-slower-than -1\r\n", "+OK\r\n")
+        .await;
+    client
+        .says("DEBUG SLEEP 0.03\r\nSLOWLOG LEN\r\n", "+OK\r\n:0\r\n")
+        .await;
+}
+
+#[tokio::test]
+async fn a_client_that_can_be_redirected_is_sent_to_the_leader_as_a_whole() {
+    let world = World::new();
+    world.fake.state().elsewhere = Some(Member {
+        client_addr: "leader:6379".to_owned(),
+        ..Member::default()
+    });
+    let mut client = world.client();
+    client.says("SET a 1\r\n", "+OK\r\n").await;
+    client.says("CLIENT CAPA redirect\r\n", "+OK\r\n").await;
+    client
+        .says(
+            "SET a 2\r\nGET a\r\nPING\r\n",
+            "-REDIRECT leader:6379\r\n-REDIRECT leader:6379\r\n+PONG\r\n",
+        )
+        .await;
+    client.says("READONLY\r\n", "+OK\r\n").await;
+    // Who speaks of slots is told of slots.
+    client
+        .says(
+            "GET a\r\nSET a 2\r\n",
+            "$1\r\n1\r\n-MOVED 15495 leader:6379\r\n",
+        )
+        .await;
+    client
+        .says("RESET\r\nSET a 3\r\n", "+RESET\r\n+OK\r\n")
         .await;
 }

@@ -105,7 +105,7 @@ fn commands_answer_as_their_scripts_say() {
     for script in scripts().iter().filter(|script| !script.live) {
         let got = run_in_entries(script).to_text();
         if update {
-            let path = Path::new(FOLDER).join(&script.name).with_extension("txt");
+            let path = Path::new(FOLDER).join(format!("{}.txt", script.name));
             std::fs::write(path, got).expect("a script is writable");
             continue;
         }

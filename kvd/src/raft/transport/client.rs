@@ -466,6 +466,13 @@ impl RequestClient {
         body_of(frame).map_err(CallError::Lost)
     }
 
+    /// For how long there has been a connection to `target` at `addr`; none when there is none.
+    pub fn connected_for(&self, target: NodeId, addr: &str) -> Option<Duration> {
+        let shared = self.links.shared.lock().expect("no panic while held");
+        let key = (target, addr.to_owned(), ConnKind::Request);
+        shared.get(&key)?.age()
+    }
+
     /// Drops all connections; the next call makes new ones. For a node that changed its identity.
     pub fn disconnect(&self) {
         self.links.clear();

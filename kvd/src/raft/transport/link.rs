@@ -60,6 +60,7 @@ pub(super) struct Live {
     state: Arc<Mutex<State>>,
     requests_max: usize,
     bytes_max: usize,
+    since: Instant,
 }
 
 /// What is on its way over a connection.
@@ -203,6 +204,14 @@ impl Link {
         })
     }
 
+    /// For how long there has been a connection; none when there is none.
+    pub(super) fn age(&self) -> Option<std::time::Duration> {
+        match &*self.slot.lock().expect("no panic while held") {
+            Slot::Live(live) if !live.is_dead() => Some(live.since.elapsed()),
+            _ => None,
+        }
+    }
+
     pub(super) fn addr(&self) -> &str {
         &self.addr
     }
@@ -259,6 +268,7 @@ impl Link {
                     state: state.clone(),
                     requests_max: limits.requests_in_flight_max,
                     bytes_max: limits.request_bytes_in_flight_max,
+                    since: Instant::now(),
                 });
                 (Ok(live), Some((conn, state, requests)))
             }
