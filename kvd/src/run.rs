@@ -129,17 +129,19 @@ async fn serve(
     }
     tracing::info!("Ready to accept connections");
     until_told(&node).await?;
+    // Leadership goes first, while peers are still heard, so that what is in flight and what comes
+    // in the meantime finds its new leader.
+    node.step_down().await;
     server.stop();
     let drained = tokio::time::timeout(DRAIN_TIME, async {
         while server.connected() > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });
-    // Leadership goes first, so that what is in flight finds its new leader.
-    node.stop().await;
     if drained.await.is_err() {
         tracing::warn!(connections = server.connected(), "connections were cut off");
     }
+    node.stop().await;
     tracing::info!("bye");
     Ok(())
 }

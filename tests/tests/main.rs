@@ -18,4 +18,5 @@ mod power;
 mod preload;
 mod raft_suite;
 mod readme;
+mod ride;
 mod starting;

@@ -159,6 +159,8 @@ struct Shared {
     /// One change of the node's life at a time.
     life: tokio::sync::Mutex<()>,
     stopping: watch::Sender<bool>,
+    /// Raft has stopped, or is about to.
+    stopped: watch::Sender<bool>,
 }
 
 /// What a node is built from.
@@ -213,6 +215,7 @@ impl Node {
             used: AtomicBool::new(false),
             life: tokio::sync::Mutex::new(()),
             stopping: watch::Sender::new(false),
+            stopped: watch::Sender::new(false),
         });
         let node = Node { shared };
         let identity = node.identity();
@@ -236,25 +239,29 @@ impl Node {
         self.shared.stopping.subscribe()
     }
 
-    /// Hands leadership over, makes everything durable, and stops Raft.
-    pub async fn stop(&self) {
-        let Some(running) = self
-            .shared
-            .running
-            .write()
-            .expect("no panic while held")
-            .take()
-        else {
-            return;
-        };
-        let core = running.core.clone();
+    /// Hands leadership to another member, if this one leads and there is one.
+    pub async fn step_down(&self) {
+        let Ok(core) = self.core() else { return };
         if matches!(core.leadership(), Leadership::Mine { .. }) && core.status().members.len() > 1 {
             match core.hand_over(None).await {
                 Ok(()) => tracing::info!("leadership handed over"),
                 Err(reason) => tracing::warn!(%reason, "leadership not handed over"),
             }
         }
-        if let Err(error) = running.end().await {
+    }
+
+    /// Makes everything durable, and stops Raft.
+    pub async fn stop(&self) {
+        let running = self
+            .shared
+            .running
+            .write()
+            .expect("no panic while held")
+            .take();
+        self.shared.stopped.send_replace(true);
+        if let Some(running) = running
+            && let Err(error) = running.end().await
+        {
             tracing::error!(%error, "the engine could not be made durable at the end");
         }
     }
@@ -500,12 +507,13 @@ impl Node {
         let port = Arc::new(PeerPort { node: self.clone() });
         let context = Arc::new(shared.context(port.clone()));
         let service = transport::Service::new(context, shared.slot.clone(), port.clone(), port);
-        let mut stopping = self.stopping();
+        // Not when a stop begins: a node that hands leadership over must hear of its successor.
+        let mut stopped = self.shared.stopped.subscribe();
         let scope = shared.scope.clone();
         shared.io.spawn(crate::doors::in_scope(scope, async move {
             let stop = async {
                 // The sender lives in the node itself.
-                drop(stopping.wait_for(|stopping| *stopping).await);
+                drop(stopped.wait_for(|stopped| *stopped).await);
             };
             transport::serve(service, listener, stop).await;
         }));
@@ -771,7 +779,7 @@ impl Shared {
         loop {
             let state = metrics.borrow_watched().running_state.clone();
             if let Err(error) = state {
-                if !*self.stopping.borrow() {
+                if !*self.stopped.borrow() && !*self.stopping.borrow() {
                     (self.fatal)(crate::exit::PANIC, &format!("raft has stopped: {error}"));
                 }
                 return;

@@ -36,6 +36,9 @@ const INLINE_READS_MAX: usize = 64;
 const INPUT_STEP: usize = 64 << 10;
 /// A client that takes none of its replies for so long is closed.
 const STALL: Duration = Duration::from_secs(60);
+/// What a client may have sent just before the server stops is waited for, so that it is answered
+/// rather than cut off.
+const LAST_CALL: Duration = Duration::from_millis(100);
 /// How often a read that meets due keys waits for a tick.
 const TICKS_MAX: usize = 4;
 
@@ -153,6 +156,9 @@ impl<S: Service> Connection<S> {
             let needed = self.take_requests().await?;
             self.finish_run().await?;
             self.write_out().await?;
+            // A client that has just had its answer finds the connection closed before it asks
+            // again.
+            self.closing |= needed == 0 && self.shared.is_stopping();
             if self.closing {
                 let _ = self.stream.shutdown().await;
                 return Ok(());
@@ -180,7 +186,11 @@ impl<S: Service> Connection<S> {
                 read = read => break read.map_err(|_| Gone)?.map_err(|_| Gone)?,
                 shown = next_line(&mut self.monitor) => shown,
                 () = entry.close.notified() => return Err(Gone),
-                _ = stopping.wait_for(|stop| *stop) => return Err(Gone),
+                // The guard that this gives may not be held across what comes.
+                () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
+                    let last = timeout(LAST_CALL, self.stream.read_buf(&mut self.input));
+                    break last.await.map_err(|_| Gone)?.map_err(|_| Gone)?;
+                }
             };
             let Ok(line) = shown else {
                 tracing::warn!(client = %self.entry.addr, "a monitor that does not keep up is closed");

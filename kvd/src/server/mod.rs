@@ -222,6 +222,10 @@ impl<S: Service> Server<S> {
 }
 
 impl<S> Shared<S> {
+    fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+
     fn settings(&self) -> Arc<ServerSettings> {
         self.settings.lock().expect("no panic while held").clone()
     }

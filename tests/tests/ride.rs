@@ -1,0 +1,198 @@
+//! Unmodified clients in a loop of SET and GET, through a handover of leadership, the leader's
+//! `kill -9` and a rolling restart.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use kvd::resp::Reply;
+use kvd_tests::{Node, alone, cluster, leader, repository};
+
+/// One client's loop, and how to end it.
+struct Ride {
+    name: &'static str,
+    end: Box<dyn FnOnce() -> Told>,
+}
+
+/// What a client tells at its end.
+#[derive(Default)]
+struct Told {
+    calls: u64,
+    errors: Vec<String>,
+    longest_ms: u64,
+}
+
+/// A loop in a process of its own: it says when it is ready, goes on until its input ends, and
+/// tells in a line of JSON.
+fn process(name: &'static str, command: &mut Command, nodes: &[Node]) -> Ride {
+    let mut process = command
+        .args(nodes.iter().map(Node::addr))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the client starts");
+    let mut output = BufReader::new(process.stdout.take().expect("it is piped"));
+    let mut line = String::new();
+    output.read_line(&mut line).expect("the client speaks");
+    assert_eq!(line, "ready\n", "{name}");
+    let end = move || {
+        drop(process.stdin.take());
+        let mut line = String::new();
+        output.read_line(&mut line).expect("the client speaks");
+        process.wait().expect("the client ends");
+        let told: serde_json::Value = serde_json::from_str(&line).expect("the client tells");
+        let number = |field: &str| told[field].as_u64().expect("a number");
+        let errors = told["errors"].as_array().expect("a list");
+        Told {
+            calls: number("calls"),
+            errors: errors.iter().map(ToString::to_string).collect(),
+            longest_ms: number("longest_ms"),
+        }
+    };
+    Ride {
+        name,
+        end: Box::new(end),
+    }
+}
+
+/// The loop with redis-rs's cluster client.
+fn redis_rs_cluster(nodes: &[Node]) -> Ride {
+    let urls: Vec<String> = nodes
+        .iter()
+        .map(|node| format!("redis://{}", node.addr()))
+        .collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let task = runtime.spawn(async move {
+        let client = redis::cluster::ClusterClient::new(urls).expect("the addresses are right");
+        let mut client = client.get_async_connection().await.expect("it connects");
+        let (mut told, mut n) = (Told::default(), 0);
+        while !stopped.load(Ordering::Relaxed) {
+            n += 1;
+            for command in [&["SET", "ride:redis-rs", ""][..], &["GET", "ride:redis-rs"]] {
+                let mut request = redis::cmd(command[0]);
+                request.arg(command[1]);
+                if command.len() == 3 {
+                    request.arg(n.to_string());
+                }
+                let began = Instant::now();
+                let got: Result<String, _> = request.query_async(&mut client).await;
+                let took_ms = began.elapsed().as_millis() as u64;
+                told.longest_ms = told.longest_ms.max(took_ms);
+                told.calls += 1;
+                match got {
+                    Ok(got) if got == "OK" || got == n.to_string() => {}
+                    Ok(got) => told.errors.push(format!("wrong value {got}, not {n}")),
+                    Err(error) => told.errors.push(error.to_string()),
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        told
+    });
+    let end = move || {
+        stop.store(true, Ordering::Relaxed);
+        runtime.block_on(task).expect("the loop ends")
+    };
+    Ride {
+        name: "redis-rs cluster",
+        end: Box::new(end),
+    }
+}
+
+fn clients(nodes: &[Node]) -> Vec<Ride> {
+    let here = repository().join("tests/clients");
+    let installed = Command::new(here.join("install"))
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("bash runs");
+    assert!(installed.status.success(), "the clients are installed");
+    let work = String::from_utf8(installed.stdout).expect("a path");
+    let work = std::path::Path::new(work.trim());
+    let mut rides = vec![redis_rs_cluster(nodes)];
+    for (name, kind) in [("redis-py", "plain"), ("redis-py cluster", "cluster")] {
+        let mut command = Command::new(work.join("venv/bin/python"));
+        command.arg(here.join("ride.py")).arg(kind);
+        rides.push(process(name, &mut command, nodes));
+    }
+    for kind in [
+        "ioredis",
+        "ioredis-cluster",
+        "node-redis",
+        "node-redis-cluster",
+    ] {
+        let mut command = Command::new("node");
+        command
+            .env("NODE_PATH", work.join("node_modules"))
+            .arg(here.join("ride.mjs"))
+            .arg(kind);
+        rides.push(process(kind, &mut command, nodes));
+    }
+    rides
+}
+
+/// Lets the clients work for a while: the time is what the test is about.
+fn ride(time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What a client does by itself, whatever the server: see docs/clients.md.
+fn is_own_limit(name: &str, error: &str) -> bool {
+    match name {
+        "node-redis" | "node-redis-cluster" => error.contains("Socket closed unexpectedly"),
+        "ioredis-cluster" => error.contains("wrong value"),
+        _ => false,
+    }
+}
+
+#[test]
+fn clients_ride_through_a_handover_a_crash_and_a_rolling_restart() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
+    let rides = clients(&nodes);
+    ride(Duration::from_secs(1));
+    for to in ["node1", "node2", "node1"] {
+        let moved = nodes[0].client().call(&["RAFT.TRANSFER_LEADER", to]);
+        assert_eq!(moved, Reply::Ok);
+        ride(Duration::from_millis(500));
+    }
+    nodes[1].kill();
+    leader(&nodes);
+    ride(Duration::from_secs(1));
+    nodes[1].start();
+    ride(Duration::from_secs(1));
+    for node in &mut nodes {
+        assert_eq!(node.terminate(), Some(0));
+        node.start();
+        ride(Duration::from_secs(1));
+    }
+    let mut failed = Vec::new();
+    println!("| client | calls | errors | longest call |");
+    println!("| --- | --- | --- | --- |");
+    for ride in rides {
+        let name = ride.name;
+        let told = (ride.end)();
+        println!(
+            "| {name} | {} | {} | {} ms |",
+            told.calls,
+            told.errors.len(),
+            told.longest_ms
+        );
+        assert!(told.calls > 100, "{name} made {} calls", told.calls);
+        let errors = told.errors.into_iter();
+        let errors = errors.filter(|error| !is_own_limit(name, error));
+        failed.extend(errors.map(|error| format!("{name}: {error}")));
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
