@@ -193,6 +193,14 @@ pub struct RunFlags {
     /// How fresh reads are unless a client asks for less [default: linearizable]
     #[arg(long, env = "KVD_READ_LEVEL", help_heading = "Clients")]
     pub read_level: Option<ReadLevelFlag>,
+    /// Refuse local reads of what is older than this, in milliseconds; 0 means never [default: 0]
+    #[arg(
+        long,
+        env = "KVD_MAX_STALENESS",
+        value_name = "MS",
+        help_heading = "Clients"
+    )]
+    pub max_staleness: Option<u64>,
     /// What a follower does with writes [default: auto]
     #[arg(long, env = "KVD_FOLLOWER_WRITES", help_heading = "Clients")]
     pub follower_writes: Option<FollowerWritesFlag>,
@@ -245,6 +253,7 @@ struct FileSettings {
     cluster_secret_file: Option<PathBuf>,
     insecure_raft: Option<bool>,
     read_level: Option<ReadLevelFlag>,
+    max_staleness: Option<u64>,
     follower_writes: Option<FollowerWritesFlag>,
     requirepass: Option<String>,
     maxclients: Option<usize>,
@@ -334,6 +343,8 @@ pub struct Config {
     pub insecure_raft: bool,
     /// How fresh reads are by default.
     pub read_level: ReadLevel,
+    /// How old what a local read sees may be; none means that it may be of any age.
+    pub staleness_max: Option<Duration>,
     /// What a follower does with writes.
     pub follower_writes: RedirectMode,
     /// The password that clients must give.
@@ -440,6 +451,10 @@ impl Config {
             read_level: match pick!(read_level) {
                 None | Some(ReadLevelFlag::Linearizable) => ReadLevel::Linearizable,
                 Some(ReadLevelFlag::Local) => ReadLevel::Local,
+            },
+            staleness_max: match pick!(max_staleness) {
+                None | Some(0) => None,
+                Some(ms) => Some(Duration::from_millis(ms)),
             },
             follower_writes: match pick!(follower_writes) {
                 None | Some(FollowerWritesFlag::Auto) => RedirectMode::Auto,

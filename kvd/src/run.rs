@@ -96,6 +96,7 @@ async fn serve(
             write_timeout: WRITE_TIMEOUT,
             limits: config.limits,
             log_bytes_max: config.log_bytes_max,
+            staleness_max: config.staleness_max,
         },
         dir,
         doors: doors.clone(),

@@ -228,3 +228,45 @@ fn members_come_and_go_by_the_commands_of_redisraft() {
     );
     assert!(nodes[2].client().call(&["GET", "a"]).is_error());
 }
+
+#[test]
+fn local_reads_go_on_without_a_leader_unless_their_age_is_limited() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let names = ["node0", "node1", "node2"];
+    let mut nodes: Vec<Node> = names
+        .iter()
+        .map(|name| Node::new(temp.path(), name, "redb"))
+        .collect();
+    nodes[2] = Node::new(temp.path(), "node2", "redb").with(&["--max-staleness", "1000"]);
+    for node in &mut nodes {
+        node.start();
+    }
+    for n in 1..3 {
+        let joined = nodes[0]
+            .client()
+            .call(&["JOIN", names[n], &nodes[n].raft_addr()]);
+        assert_eq!(joined, Reply::Ok);
+    }
+    assert_eq!(nodes[0].client().call(&["SET", "a", "1"]), Reply::Ok);
+    let mut local: Vec<_> = nodes.iter().map(Node::client).collect();
+    for client in &mut local {
+        assert_eq!(client.call(&["READONLY"]), Reply::Ok);
+        until("the write arrives", || {
+            client.call(&["GET", "a"]) == Reply::bulk("1")
+        });
+    }
+    // Node 1 without a limit, node 2 with one; neither has a majority.
+    nodes[0].kill();
+    nodes[1].pause();
+    until("node 2 is too old to tell", || {
+        local[2].call(&["GET", "a"]).error_prefix() == Some("MASTERDOWN")
+    });
+    nodes[1].resume();
+    until("there is a leader again", || {
+        local[2].call(&["GET", "a"]) == Reply::bulk("1")
+    });
+    nodes[2].kill();
+    assert!(nodes[1].client().call(&["GET", "a"]).is_error());
+    assert_eq!(local[1].call(&["GET", "a"]), Reply::bulk("1"));
+}

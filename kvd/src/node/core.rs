@@ -69,6 +69,8 @@ pub(super) struct Core {
     /// One membership change at a time.
     pub(super) change: tokio::sync::Mutex<()>,
     pub(super) leadership: watch::Sender<Leadership>,
+    /// The state is no older than of this moment.
+    pub(super) fresh_at: Mutex<Option<Instant>>,
 }
 
 /// Passes what the state machine tells on to the waiting proposals.

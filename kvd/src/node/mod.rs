@@ -74,6 +74,8 @@ pub struct Settings {
     pub limits: ConfigLimits,
     /// The log is cut when this many bytes of entries have been appended since the last cut.
     pub log_bytes_max: u64,
+    /// How old what a local read sees may be; none means that it may be of any age.
+    pub staleness_max: Option<Duration>,
 }
 
 impl Settings {
@@ -680,6 +682,7 @@ impl Shared {
             recovered: AtomicBool::new(false),
             change: tokio::sync::Mutex::new(()),
             leadership: watch::Sender::new(Leadership::Nobody),
+            fresh_at: Mutex::new(None),
         });
         self.slot.set(Some(Arc::new(raft)));
         if identity.stage == Stage::Founding {
@@ -693,6 +696,7 @@ impl Shared {
             self.spawn(core.clone().run_ticks()),
             self.spawn(core.clone().run_upkeep()),
             self.spawn(core.clone().run_greetings()),
+            self.spawn(core.clone().run_freshness()),
         ];
         tasks.push(self.spawn(self.clone().watch_raft(core.clone())));
         if identity.stage == Stage::Joining {

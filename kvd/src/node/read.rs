@@ -87,6 +87,11 @@ impl Core {
                 "LOADING kvd is carrying out what was committed before the start",
             ));
         }
+        if self.is_stale() {
+            return Err(Reply::error(
+                "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            ));
+        }
         let deadline = Instant::now() + self.settings.hold;
         let mut progress = self.machine.progress();
         let applied = timeout_at(
@@ -98,6 +103,36 @@ impl Core {
             _ => return Err(Reply::error("CLUSTERDOWN The cluster is down")),
         };
         self.reading(now_ms)
+    }
+
+    /// Whether a local read could see what is older than allowed.
+    fn is_stale(&self) -> bool {
+        let Some(limit) = self.settings.staleness_max else {
+            return false;
+        };
+        let fresh_at = *self.fresh_at.lock().expect("no panic while held");
+        fresh_at.is_none_or(|at| at.elapsed() > limit)
+    }
+
+    /// Keeps the state's age known, where it is limited: what a barrier covers is no older than the
+    /// moment at which the barrier began, once it is applied.
+    pub(super) async fn run_freshness(self: Arc<Self>) {
+        let Some(limit) = self.settings.staleness_max else {
+            return;
+        };
+        loop {
+            let began = Instant::now();
+            let fresh = async {
+                let point = self.round().await;
+                let mut progress = self.machine.progress();
+                let applied = progress.wait_for(|progress| progress.index >= point.index);
+                applied.await.is_ok()
+            };
+            if let Ok(true) = timeout_at(began + limit, fresh).await {
+                *self.fresh_at.lock().expect("no panic while held") = Some(began);
+            }
+            sleep(limit / 4).await;
+        }
     }
 
     fn reading(&self, now_ms: u64) -> Result<Reading, Reply> {
