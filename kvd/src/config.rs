@@ -154,6 +154,15 @@ pub struct RunFlags {
         help_heading = "Storage"
     )]
     pub max_log_bytes: Option<u64>,
+    /// Free bytes of the disk below which commands that may grow the data are refused [default: a
+    /// twentieth of the disk, between 16 and 256 MiB]
+    #[arg(
+        long,
+        env = "KVD_MIN_FREE_BYTES",
+        value_name = "BYTES",
+        help_heading = "Storage"
+    )]
+    pub min_free_bytes: Option<u64>,
     /// The node's name [default: the last part of its directory]
     #[arg(long, env = "KVD_NAME", help_heading = "Cluster")]
     pub name: Option<String>,
@@ -247,6 +256,7 @@ struct FileSettings {
     backend_opt: Option<Vec<String>>,
     max_entry_bytes: Option<usize>,
     max_log_bytes: Option<u64>,
+    min_free_bytes: Option<u64>,
     name: Option<String>,
     no_bootstrap: Option<bool>,
     hold: Option<u64>,
@@ -331,6 +341,8 @@ pub struct Config {
     pub limits: ConfigLimits,
     /// Bytes of entries between two cuts of the log.
     pub log_bytes_max: u64,
+    /// Free bytes of the disk below which data may not grow; none means a share of the disk.
+    pub free_bytes_min: Option<u64>,
     /// The node's name.
     pub name: String,
     /// Found a cluster in an empty directory.
@@ -443,6 +455,7 @@ impl Config {
                 group_bytes_max: entry + ENTRY_ROOM_BYTES,
             },
             log_bytes_max,
+            free_bytes_min: pick!(min_free_bytes),
             name,
             bootstrap: !pick!(no_bootstrap).unwrap_or(false),
             hold: Duration::from_millis(pick!(hold).unwrap_or(5000)),

@@ -97,6 +97,7 @@ async fn serve(
             limits: config.limits,
             log_bytes_max: config.log_bytes_max,
             staleness_max: config.staleness_max,
+            free_bytes_min: config.free_bytes_min,
         },
         dir,
         doors: doors.clone(),

@@ -11,6 +11,7 @@ mod cluster;
 mod commands;
 mod compare;
 mod crash;
+mod disk;
 mod identity;
 mod licences;
 mod limits;

@@ -10,6 +10,7 @@ use openraft::{Instant as _, ServerState};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::disk::DiskGuard;
 use super::leader_time::LeaderTime;
 use super::peer::{Request, Response};
 use super::propose::Proposer;
@@ -71,6 +72,7 @@ pub(super) struct Core {
     pub(super) leadership: watch::Sender<Leadership>,
     /// The state is no older than of this moment.
     pub(super) fresh_at: Mutex<Option<Instant>>,
+    pub(super) disk: Arc<DiskGuard>,
 }
 
 /// Passes what the state machine tells on to the waiting proposals.

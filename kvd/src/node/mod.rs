@@ -3,6 +3,7 @@
 //! This is all that `server` knows of agreement.
 
 mod core;
+mod disk;
 mod greeting;
 mod leader_time;
 mod maintain;
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use self::core::{Core, Leadership, Watcher};
+use self::disk::DiskGuard;
 use self::peer::{Request, Response};
 use self::propose::Proposer;
 use self::read::Barrier;
@@ -76,6 +78,8 @@ pub struct Settings {
     pub log_bytes_max: u64,
     /// How old what a local read sees may be; none means that it may be of any age.
     pub staleness_max: Option<Duration>,
+    /// Free bytes of the disk below which data may not grow; none means a share of the disk.
+    pub free_bytes_min: Option<u64>,
 }
 
 impl Settings {
@@ -150,6 +154,7 @@ struct Shared {
     fatal: OnFatal,
     metrics: Arc<NodeMetrics>,
     dir: Mutex<DataDir>,
+    disk: Arc<DiskGuard>,
     /// Absent while the node belongs to no cluster or is being taken over.
     running: RwLock<Option<Running>>,
     /// Where the transport finds Raft.
@@ -200,6 +205,7 @@ impl Node {
             random: parts.doors.random.clone(),
             tasks: None,
         });
+        let disk = DiskGuard::new(parts.dir.path(), parts.settings.free_bytes_min)?;
         let shared = Arc::new(Shared {
             settings: parts.settings,
             doors: parts.doors,
@@ -210,6 +216,7 @@ impl Node {
             fatal: parts.fatal,
             metrics: Arc::default(),
             dir: Mutex::new(parts.dir),
+            disk: Arc::new(disk),
             running: RwLock::new(None),
             slot: transport::RaftSlot::default(),
             auth: parts.auth,
@@ -455,6 +462,9 @@ impl Node {
         ] {
             line(name.to_owned(), value.to_string());
         }
+        let disk = &self.shared.disk;
+        line("raft_disk_free_bytes".to_owned(), disk.free().to_string());
+        line("raft_disk_floor_bytes".to_owned(), disk.floor().to_string());
         for (n, member) in status.members.iter().enumerate() {
             let mut text = format!(
                 "name={},id={:016x},raft={},client={},voter={}",
@@ -683,6 +693,7 @@ impl Shared {
             change: tokio::sync::Mutex::new(()),
             leadership: watch::Sender::new(Leadership::Nobody),
             fresh_at: Mutex::new(None),
+            disk: self.disk.clone(),
         });
         self.slot.set(Some(Arc::new(raft)));
         if identity.stage == Stage::Founding {
@@ -697,6 +708,7 @@ impl Shared {
             self.spawn(core.clone().run_upkeep()),
             self.spawn(core.clone().run_greetings()),
             self.spawn(core.clone().run_freshness()),
+            self.spawn(core.clone().run_disk_guard()),
         ];
         tasks.push(self.spawn(self.clone().watch_raft(core.clone())));
         if identity.stage == Stage::Joining {
@@ -870,6 +882,10 @@ impl transport::Gate for PeerPort {
             ));
         }
         self.note(welcome)
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.node.shared.disk.spend_as_follower(bytes)
     }
 
     fn refused(&self, refusal: &Refusal) {

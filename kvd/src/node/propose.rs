@@ -21,6 +21,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::core::{Core, Leadership};
+use super::disk::grows;
 use super::peer::{Request, Response};
 use super::types::Written;
 use crate::doors;
@@ -282,6 +283,10 @@ impl Core {
             .into_iter()
             .partition(|job| job.term.is_some_and(|expected| expected != term));
         refuse(stale);
+        let (jobs, full): (Vec<_>, Vec<_>) = jobs
+            .into_iter()
+            .partition(|job| self.disk.spend(job.group.bytes()) || !grows(&job.group));
+        no_room(full);
         if jobs.is_empty() {
             return;
         }
@@ -428,6 +433,20 @@ impl Core {
                 drop(job.done.send(Outcome::Unknown));
             }
         }
+    }
+}
+
+/// Answers groups that the leader's disk has no room for: they did not happen.
+fn no_room(jobs: Vec<Job>) {
+    for job in jobs {
+        let reply = Reply::error(
+            "MISCONF The leader's disk is nearly full: commands that may grow the data are refused",
+        );
+        let written = Written {
+            replies: vec![reply; job.group.len()],
+            index: 0,
+        };
+        drop(job.done.send(Outcome::Done(written)));
     }
 }
 

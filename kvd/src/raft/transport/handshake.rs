@@ -182,6 +182,12 @@ pub trait Gate: Send + Sync {
         same_cluster(hello.sender.cluster, welcome.cluster)
     }
 
+    /// Whether there is room for `bytes` of entries more. Where there is none, the connection that
+    /// brings them is closed, and its peer tries again later.
+    fn has_room(&self, _bytes: usize) -> bool {
+        true
+    }
+
     /// A peer that knows the secret, where there is one, has not let this node in.
     fn refused(&self, _refusal: &Refusal) {}
 }

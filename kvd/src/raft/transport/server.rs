@@ -445,6 +445,9 @@ async fn serve_appends(service: &Service, conn: Conn) -> Result<(), WireError> {
                 }
                 let bytes = frame.body.len();
                 let request = read_append(frame.body, hello.sender.node)?;
+                if !request.entries.is_empty() && !service.ctx.gate.has_room(bytes) {
+                    return Err(WireError::Ended("the disk is full"));
+                }
                 if stream.is_none() {
                     stream = service.raft.get().map(|port| AppendStream::new(&*port, limits.appends_in_flight_max));
                 }
