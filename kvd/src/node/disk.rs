@@ -21,6 +21,7 @@ use super::core::{Core, Leadership};
 use crate::command::{self, Flags};
 use crate::doors;
 use crate::raft::entry::Group;
+use crate::storage::Caps;
 
 /// How often free space is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -30,8 +31,8 @@ const FLOOR_SHARE: u64 = 20;
 const FLOOR_MIN: u64 = 16 << 20;
 const FLOOR_MAX: u64 = 256 << 20;
 
-/// What a byte of an entry may take on disk before free space is looked at again: in the log, in
-/// the engine, and in what the engine keeps of the state before.
+/// What a byte of an entry may take on disk until the engine is durable again: in the log, in the
+/// engine, and in what the engine keeps of the state before.
 const BYTES_PER_BYTE: u64 = 3;
 
 /// The file that keeps space for bad times.
@@ -40,12 +41,16 @@ const BALLAST: &str = "BALLAST";
 /// Its size at most.
 const BALLAST_BYTES_MAX: u64 = 8 << 20;
 
-/// Free space, as it was when it was looked at last, and what has been spent since.
+/// Free space, as it was when it was looked at last, and the bytes of entries that the engine has
+/// not written yet, as engines write much at a time.
 pub(super) struct DiskGuard {
     dir: PathBuf,
     floor: u64,
     free: AtomicU64,
+    /// Since the last sync of the engine began.
     spent: AtomicU64,
+    /// Before it, while it is under way.
+    syncing: AtomicU64,
     below: AtomicBool,
 }
 
@@ -65,6 +70,7 @@ impl DiskGuard {
             floor,
             free: AtomicU64::new(free),
             spent: AtomicU64::new(0),
+            syncing: AtomicU64::new(0),
             below: AtomicBool::new(false),
         };
         guard.tend_ballast(free);
@@ -72,8 +78,31 @@ impl DiskGuard {
     }
 
     pub(super) fn free(&self) -> u64 {
-        let spent = self.spent.load(Ordering::Relaxed) * BYTES_PER_BYTE;
+        let spent = self.spent.load(Ordering::Relaxed) + self.syncing.load(Ordering::Relaxed);
+        let spent = spent.saturating_mul(BYTES_PER_BYTE);
         self.free.load(Ordering::Relaxed).saturating_sub(spent)
+    }
+
+    /// Whether the floor was undercut when the disk was looked at last.
+    pub(super) fn is_below(&self) -> bool {
+        self.below.load(Ordering::Relaxed)
+    }
+
+    /// Whether what the engine has not written yet takes much of the room that is left.
+    pub(super) fn is_tight(&self) -> bool {
+        self.free() < 2 * self.floor && !self.is_below()
+    }
+
+    /// The engine begins to write all that was spent until now.
+    pub(super) fn sync_begins(&self) {
+        let spent = self.spent.swap(0, Ordering::Relaxed);
+        self.syncing.fetch_add(spent, Ordering::Relaxed);
+    }
+
+    /// It has written it: what is free now is without it.
+    pub(super) fn sync_ended(&self) {
+        self.look();
+        self.syncing.store(0, Ordering::Relaxed);
     }
 
     pub(super) fn floor(&self) -> u64 {
@@ -99,16 +128,15 @@ impl DiskGuard {
         fits
     }
 
-    /// Looks at the disk, and says so when the floor is crossed; whether it was crossed downwards.
-    fn look(&self) -> bool {
+    /// Looks at the disk, and says so when the floor is crossed.
+    fn look(&self) {
         let free = match space(&self.dir) {
             Ok((free, _)) => free,
             Err(error) => {
                 tracing::error!(%error, "free space cannot be told");
-                return false;
+                return;
             }
         };
-        self.spent.store(0, Ordering::Relaxed);
         self.free.store(free, Ordering::Relaxed);
         self.tend_ballast(free);
         let below = free < self.floor;
@@ -123,7 +151,6 @@ impl DiskGuard {
             (true, false) => tracing::info!(free, floor, "the disk has room again"),
             _ => {}
         }
-        below && !before
     }
 
     fn tend_ballast(&self, free: u64) {
@@ -169,11 +196,26 @@ impl Core {
     /// Watches the disk for as long as the node runs. A leader without room hands over, once: the
     /// next one may have more.
     pub(super) async fn run_disk_guard(self: Arc<Self>) {
+        // A volatile engine writes nothing until the log is cut.
+        let durable = self.machine.store().engine().caps().contains(Caps::DURABLE);
+        let mut was_below = false;
         loop {
             let guard = self.disk.clone();
-            let crossed = doors::blocking(&*self.doors.workers, move || guard.look()).await;
+            if !durable {
+                guard.sync_begins();
+            }
+            let looked = move || {
+                guard.look();
+                if !durable {
+                    guard.sync_ended();
+                }
+                guard.is_below()
+            };
+            let below = doors::blocking(&*self.doors.workers, looked).await == Some(true);
             let leads = matches!(self.leadership(), Leadership::Mine { .. });
-            if crossed == Some(true) && leads && self.members().len() > 1 {
+            let crossed = below && !was_below;
+            was_below = below;
+            if crossed && leads && self.members().len() > 1 {
                 match self.hand_over(None).await {
                     Ok(()) => tracing::info!("leadership handed over"),
                     Err(reason) => tracing::warn!(%reason, "leadership not handed over"),
@@ -190,7 +232,7 @@ mod tests {
     use crate::raft::entry::{GroupBuilder, Rule};
 
     #[test]
-    fn what_is_spent_counts_until_the_next_look() {
+    fn what_is_spent_counts_until_the_engine_has_written_it() {
         let temp = tempfile::tempdir().unwrap();
         let guard = DiskGuard::new(temp.path(), Some(1 << 20)).unwrap();
         guard.free.store((1 << 20) + 3000, Ordering::Relaxed);
@@ -199,7 +241,9 @@ mod tests {
         assert!(guard.spend(100));
         assert!(guard.spend_as_follower(100_000));
         assert!(!guard.spend_as_follower(100_000));
-        guard.look();
+        guard.sync_begins();
+        assert!(!guard.spend(100));
+        guard.sync_ended();
         assert!(guard.spend(1000));
     }
 

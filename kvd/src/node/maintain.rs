@@ -74,12 +74,18 @@ impl Core {
                 .durable()
                 .map_or(0, |position| position.index());
             let appended = self.log.stats().appended_bytes;
-            let too_long = kept + (appended - cut_at) > log_bytes_max;
-            let sync_due = durable_engine && synced.elapsed() >= SYNC_INTERVAL;
+            // Where space is short, the log gives back what it can.
+            let short = self.disk.is_below() && kept + (appended - cut_at) > 0;
+            let too_long = short || kept + (appended - cut_at) > log_bytes_max;
+            let sync_due =
+                durable_engine && (synced.elapsed() >= SYNC_INTERVAL || self.disk.is_tight());
             if applied > durable && (sync_due || too_long) {
+                self.disk.sync_begins();
                 if self.machine.make_durable().await.is_err() {
                     return;
                 }
+                let guard = self.disk.clone();
+                doors::blocking(&*self.doors.workers, move || guard.sync_ended()).await;
                 synced = Instant::now();
             }
             if too_long {
