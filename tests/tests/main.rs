@@ -12,6 +12,7 @@ mod commands;
 mod compare;
 mod crash;
 mod disk;
+mod failover;
 mod identity;
 mod licences;
 mod limits;

@@ -28,6 +28,9 @@ pub(super) const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A learner is level when it lacks at most this many entries of the leader's log.
 pub(super) const LEVEL_ENTRIES: u64 = 1024;
 
+/// How long a leader that hands over waits for a member that is level.
+const LEVEL_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Names of intents among the cluster's bookkeeping.
 const INTENT_PREFIX: &str = "join:";
 
@@ -403,22 +406,19 @@ impl Core {
 
     /// Hands leadership to a member that holds nearly the whole log and was heard lately.
     pub(super) async fn hand_over(&self, to: Option<NodeId>) -> Result<(), String> {
-        let status = self.status();
-        let mut candidates: Vec<_> = status
-            .members
-            .iter()
-            .filter(|member| member.voter && member.id != self.id)
-            .filter(|member| to.is_none_or(|to| to == member.id))
-            .filter(|member| member.heard_ms.is_some_and(|ms| ms < 1000))
-            .filter_map(|member| Some((member.matched?, member.id)))
-            .filter(|(matched, _)| matched + LEVEL_ENTRIES >= status.last_log)
-            .collect();
-        candidates.sort_unstable();
-        let Some((_, next)) = candidates.pop() else {
-            return Err(match to {
-                Some(_) => "the member is not level enough to lead".to_owned(),
-                None => "no other member is level enough to lead".to_owned(),
-            });
+        // A leader of some milliseconds does not know yet how far the others are.
+        let deadline = Instant::now() + LEVEL_PATIENCE;
+        let next = loop {
+            match self.successor(to) {
+                Some(next) => break next,
+                None if Instant::now() < deadline => sleep(RETRY_AFTER).await,
+                None => {
+                    return Err(match to {
+                        Some(_) => "the member is not level enough to lead".to_owned(),
+                        None => "no other member is level enough to lead".to_owned(),
+                    });
+                }
+            }
         };
         self.raft
             .trigger()
@@ -436,6 +436,20 @@ impl Core {
             },
             _ => Err("transfer timed out".to_owned()),
         }
+    }
+
+    /// The member that is best placed to lead next, or `to` if it could.
+    fn successor(&self, to: Option<NodeId>) -> Option<NodeId> {
+        let status = self.status();
+        let candidates = status
+            .members
+            .iter()
+            .filter(|member| member.voter && member.id != self.id)
+            .filter(|member| to.is_none_or(|to| to == member.id))
+            .filter(|member| member.heard_ms.is_some_and(|ms| ms < 1000))
+            .filter_map(|member| Some((member.matched?, member.id)))
+            .filter(|(matched, _)| matched + LEVEL_ENTRIES >= status.last_log);
+        candidates.max().map(|(_, id)| id)
     }
 
     /// Finishes, as a new leader, what an earlier one began.
