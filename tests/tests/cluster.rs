@@ -270,3 +270,41 @@ fn local_reads_go_on_without_a_leader_unless_their_age_is_limited() {
     assert!(nodes[1].client().call(&["GET", "a"]).is_error());
     assert_eq!(local[1].call(&["GET", "a"]), Reply::bulk("1"));
 }
+
+#[test]
+fn a_command_that_is_sent_again_with_a_token_counts_once_also_after_a_failover() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(temp.path(), &["redb", "memory", "sled"]);
+    let mut client = nodes[1].client();
+    let Reply::Bulk(token) = client.call(&["ONCE.TOKEN"]) else {
+        panic!("a token is issued");
+    };
+    let token = String::from_utf8(token.to_vec()).unwrap();
+    let once = |node: &Node, sequence: &str, by: &str| {
+        node.client()
+            .call(&["ONCE", &token, sequence, "INCRBY", "counter", by])
+    };
+    // A client whose connection ends before the reply comes sends its command again.
+    client
+        .send(&["ONCE", &token, "1", "INCRBY", "counter", "5"])
+        .unwrap();
+    drop(client);
+    assert_eq!(once(&nodes[2], "1", "5"), Reply::Int(5));
+    let first = leader(&nodes);
+    nodes[first].kill();
+    let survivor = &nodes[(first + 1) % 3];
+    assert_eq!(once(survivor, "1", "5"), Reply::Int(5));
+    assert_eq!(once(survivor, "2", "1"), Reply::Int(6));
+    nodes[first].start();
+    assert_eq!(once(&nodes[first], "2", "1"), Reply::Int(6));
+    assert_eq!(
+        nodes[first].client().call(&["GET", "counter"]),
+        Reply::bulk("6")
+    );
+    let digests = level_digests(&nodes);
+    assert!(
+        digests.iter().all(|digest| *digest == digests[0]),
+        "{digests:?}"
+    );
+}

@@ -24,6 +24,7 @@ mod key;
 mod lcs;
 mod long_double;
 mod object;
+mod once;
 mod reference;
 #[doc(hidden)]
 pub mod script;

@@ -1,7 +1,7 @@
 //! The table: one row for each command.
 
 use crate::command::spec::{Flags, Group, Spec};
-use crate::command::{introspect, key, lcs, object, server, session, string};
+use crate::command::{introspect, key, lcs, object, once, server, session, string};
 
 const FAST: Flags = Flags::FAST;
 const GROWS: Flags = Flags::DENYOOM;
@@ -457,6 +457,25 @@ pub static TABLE: &[Spec] = &[
         "Answers the number of keys",
     ),
     // Transactions.
+    Spec::write("once.token", -1, once::token)
+        .check(once::check_token)
+        .complexity("O(N) with N tokens")
+        .docs(
+            Group::Transactions,
+            "kvd 0.1.0",
+            "[seconds]",
+            "Issues a token for ONCE, which lives so long after its last use; an hour unless told",
+        ),
+    Spec::write("once", -4, once::once)
+        .flags(GROWS)
+        .check(once::check)
+        .complexity("That of the command")
+        .docs(
+            Group::Transactions,
+            "kvd 0.1.0",
+            "token sequence command [arg ...]",
+            "Carries a command out once, however often it is sent, and answers the same each time",
+        ),
     Spec::session("multi", 1, session::multi)
         .flags(TRANSACTION.with(FAST))
         .docs(

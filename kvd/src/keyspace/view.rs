@@ -380,8 +380,36 @@ impl<'a> View<'a> {
     ///
     /// The engine's failure.
     pub fn systems(&self, prefix: &str) -> Result<Vec<(String, Bytes)>, Failure> {
-        let from = encoding::system_key(prefix);
+        self.systems_at_most(prefix, usize::MAX)
+    }
+
+    /// The first `max` of them.
+    ///
+    /// # Errors
+    ///
+    /// The engine's failure.
+    pub fn systems_at_most(
+        &self,
+        prefix: &str,
+        max: usize,
+    ) -> Result<Vec<(String, Bytes)>, Failure> {
         let mut found = Vec::new();
+        self.scan_systems(prefix, &mut |name, value| {
+            if found.len() == max {
+                return Flow::Stop;
+            }
+            found.push((name.to_owned(), Bytes::copy_from_slice(value)));
+            Flow::Continue
+        })?;
+        Ok(found)
+    }
+
+    fn scan_systems(
+        &self,
+        prefix: &str,
+        out: &mut dyn FnMut(&str, &[u8]) -> Flow,
+    ) -> Result<(), Failure> {
+        let from = encoding::system_key(prefix);
         let range = Range {
             from: from.as_slice(),
             to: None,
@@ -391,15 +419,16 @@ impl<'a> View<'a> {
             if !key.starts_with(from.as_slice()) {
                 return Flow::Stop;
             }
-            let name = &key[encoding::SYSTEM_PREFIX.len()..];
-            let name = String::from_utf8_lossy(name).into_owned();
-            found.push((name, Bytes::copy_from_slice(value)));
-            Flow::Continue
+            out(
+                &String::from_utf8_lossy(&key[encoding::SYSTEM_PREFIX.len()..]),
+                value,
+            )
         })?;
-        Ok(found)
+        Ok(())
     }
 
-    /// SHA-256, cut to 20 bytes, over all keys in stored order: key, type, expiry and value.
+    /// SHA-256, cut to 20 bytes, over all keys in stored order (key, type, expiry and value) and
+    /// the cluster's bookkeeping, such as the replies that are kept for ONCE.
     ///
     /// Equal contents at one replicated time give equal digests, whichever way they came about and
     /// whichever engine holds them.
@@ -417,6 +446,13 @@ impl<'a> View<'a> {
             hash.update(meta.expires_at_ms.unwrap_or(0).to_le_bytes());
             hash.update((payload.len() as u64).to_le_bytes());
             hash.update(payload);
+            Flow::Continue
+        })?;
+        self.scan_systems("", &mut |name, value| {
+            for part in [name.as_bytes(), value] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
             Flow::Continue
         })?;
         let mut digest = [0; 20];
