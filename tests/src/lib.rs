@@ -474,6 +474,21 @@ pub fn request<A: AsRef<[u8]>>(args: &[A]) -> Vec<u8> {
 /// The protocol that connections of the harness speak.
 pub const PROTOCOL: Protocol = Protocol::Resp2;
 
+/// The folder where clients of other languages are installed; installs them where they are not.
+///
+/// # Panics
+///
+/// They cannot be installed.
+pub fn client_programs() -> PathBuf {
+    let installed = Command::new(repository().join("tests/clients/install"))
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("bash runs");
+    assert!(installed.status.success(), "the clients are installed");
+    let path = String::from_utf8(installed.stdout).expect("a path");
+    PathBuf::from(path.trim())
+}
+
 /// Founds a cluster of the given backends; the first node leads at first.
 ///
 /// # Panics

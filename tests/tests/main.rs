@@ -16,6 +16,7 @@ mod failover;
 mod identity;
 mod licences;
 mod limits;
+mod once;
 mod power;
 mod preload;
 mod raft_suite;

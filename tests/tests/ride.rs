@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kvd::resp::Reply;
-use kvd_tests::{Node, alone, cluster, leader, repository};
+use kvd_tests::{Node, alone, client_programs, cluster, leader, repository};
 
 /// One client's loop, and how to end it.
 struct Ride {
@@ -109,13 +109,7 @@ fn redis_rs_cluster(nodes: &[Node]) -> Ride {
 
 fn clients(nodes: &[Node]) -> Vec<Ride> {
     let here = repository().join("tests/clients");
-    let installed = Command::new(here.join("install"))
-        .stderr(Stdio::inherit())
-        .output()
-        .expect("bash runs");
-    assert!(installed.status.success(), "the clients are installed");
-    let work = String::from_utf8(installed.stdout).expect("a path");
-    let work = std::path::Path::new(work.trim());
+    let work = client_programs();
     let mut rides = vec![redis_rs_cluster(nodes)];
     for (name, kind) in [("redis-py", "plain"), ("redis-py cluster", "cluster")] {
         let mut command = Command::new(work.join("venv/bin/python"));
