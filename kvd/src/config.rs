@@ -177,6 +177,25 @@ pub struct RunFlags {
         help_heading = "Cluster"
     )]
     pub no_bootstrap: Option<bool>,
+    /// Raft addresses of members that shall take this node in, if it is new; may be repeated
+    #[arg(
+        long,
+        env = "KVD_JOIN",
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        help_heading = "Cluster"
+    )]
+    pub join: Option<Vec<String>>,
+    /// All members of a new cluster, the same list on each: the first by name founds it
+    #[arg(
+        long,
+        env = "KVD_INITIAL_MEMBERS",
+        value_name = "NAME=HOST:PORT",
+        value_delimiter = ',',
+        conflicts_with = "join",
+        help_heading = "Cluster"
+    )]
+    pub initial_members: Option<Vec<String>>,
     /// How long commands wait while there is no leader, in milliseconds [default: 5000]
     #[arg(long, env = "KVD_HOLD", value_name = "MS", help_heading = "Cluster")]
     pub hold: Option<u64>,
@@ -259,6 +278,8 @@ struct FileSettings {
     min_free_bytes: Option<u64>,
     name: Option<String>,
     no_bootstrap: Option<bool>,
+    join: Option<Vec<String>>,
+    initial_members: Option<Vec<String>>,
     hold: Option<u64>,
     cluster_secret_file: Option<PathBuf>,
     insecure_raft: Option<bool>,
@@ -347,6 +368,8 @@ pub struct Config {
     pub name: String,
     /// Found a cluster in an empty directory.
     pub bootstrap: bool,
+    /// Raft addresses of members that shall take a new node in.
+    pub join: Vec<String>,
     /// How long commands wait for a leader.
     pub hold: Duration,
     /// The file with the cluster's secret.
@@ -402,10 +425,6 @@ impl Config {
             Some(announce) => address("announce-addr", announce)?,
             None => addr.clone(),
         };
-        let announce_raft_addr = match pick!(announce_raft_addr) {
-            Some(announce) => address("announce-raft-addr", announce)?,
-            None => raft_addr.clone(),
-        };
         let name = match pick!(name) {
             Some(name) => name,
             None => default_name(&directory),
@@ -415,6 +434,24 @@ impl Config {
                 "name '{name}' is empty, too long or holds a space"
             )));
         }
+        let join = pick!(join)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|addr| address("join", addr))
+            .collect::<Result<Vec<_>, _>>()?;
+        let no_bootstrap = pick!(no_bootstrap).unwrap_or(false);
+        let birth = match pick!(initial_members) {
+            Some(members) => initial(&members, &name)?,
+            None => Initial {
+                own_addr: None,
+                founds: join.is_empty() && !no_bootstrap,
+                others: join,
+            },
+        };
+        let announce_raft_addr = match pick!(announce_raft_addr) {
+            Some(announce) => address("announce-raft-addr", announce)?,
+            None => birth.own_addr.unwrap_or_else(|| raft_addr.clone()),
+        };
         let backend_options = pick!(backend_opt)
             .unwrap_or_default()
             .into_iter()
@@ -457,7 +494,8 @@ impl Config {
             log_bytes_max,
             free_bytes_min: pick!(min_free_bytes),
             name,
-            bootstrap: !pick!(no_bootstrap).unwrap_or(false),
+            bootstrap: birth.founds,
+            join: birth.others,
             hold: Duration::from_millis(pick!(hold).unwrap_or(5000)),
             cluster_secret_file: pick!(cluster_secret_file),
             insecure_raft: pick!(insecure_raft).unwrap_or(false),
@@ -481,6 +519,44 @@ impl Config {
             log_level: pick!(log_level).unwrap_or(LogLevel::Info),
         })
     }
+}
+
+/// What a node is born to, by the list of all members.
+struct Initial {
+    own_addr: Option<String>,
+    founds: bool,
+    others: Vec<String>,
+}
+
+fn initial(members: &[String], name: &str) -> Result<Initial, ConfigError> {
+    let mut known = std::collections::BTreeMap::new();
+    for member in members {
+        let Some((name, addr)) = member.split_once('=') else {
+            return Err(ConfigError(format!(
+                "initial-members '{member}' is not NAME=HOST:PORT"
+            )));
+        };
+        let addr = address("initial-members", addr.trim().to_owned())?;
+        if known.insert(name.trim(), addr).is_some() {
+            return Err(ConfigError(format!("initial-members names '{name}' twice")));
+        }
+    }
+    // Whatever the order on each node, they agree on who is first.
+    let first = known.keys().next().copied();
+    let Some(own_addr) = known.remove(name) else {
+        return Err(ConfigError(format!(
+            "initial-members does not name this node, '{name}'"
+        )));
+    };
+    let founds = first == Some(name);
+    Ok(Initial {
+        own_addr: Some(own_addr),
+        founds,
+        others: match founds {
+            true => Vec::new(),
+            false => known.into_values().collect(),
+        },
+    })
 }
 
 fn read_file(path: &Path) -> Result<FileSettings, ConfigError> {
@@ -667,5 +743,25 @@ mod tests {
         for addr in ["0.0.0.0:1", "10.0.0.1:1", "[::]:1", "example.org:1"] {
             assert!(!is_loopback(addr), "{addr}");
         }
+    }
+
+    #[test]
+    fn the_first_of_the_initial_members_founds_and_the_others_ask() {
+        let list = "b=h2:1,a=h1:1,c=h3:1";
+        let of = |name: &str| {
+            parse(&["kvd", "--name", name, "--initial-members", list, "./node"]).unwrap()
+        };
+        let (first, second) = (of("a"), of("b"));
+        assert!(first.bootstrap && first.join.is_empty());
+        assert_eq!(first.announce_raft_addr, "h1:1");
+        assert!(!second.bootstrap);
+        assert_eq!(second.join, ["h1:1", "h3:1"]);
+        for wrong in ["a", "a=h", "a=h:1,a=h:2", "b=h:1"] {
+            let parsed = parse(&["kvd", "--name", "a", "--initial-members", wrong]);
+            assert!(parsed.unwrap_err().contains("initial-members"), "{wrong}");
+        }
+        let joining = parse(&["kvd", "--join", "h1:1,h2:1", "--join", "h3:1"]).unwrap();
+        assert!(!joining.bootstrap);
+        assert_eq!(joining.join, ["h1:1", "h2:1", "h3:1"]);
     }
 }

@@ -98,6 +98,7 @@ async fn serve(
             log_bytes_max: config.log_bytes_max,
             staleness_max: config.staleness_max,
             free_bytes_min: config.free_bytes_min,
+            join: config.join.clone(),
         },
         dir,
         doors: doors.clone(),

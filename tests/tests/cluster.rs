@@ -308,3 +308,101 @@ fn a_command_that_is_sent_again_with_a_token_counts_once_also_after_a_failover()
         "{digests:?}"
     );
 }
+
+#[test]
+fn a_member_without_a_vote_serves_reads_and_counts_for_no_majority() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(temp.path(), &["redb", "redb"]);
+    nodes.push(Node::new(temp.path(), "replica", "redb"));
+    nodes[2].start();
+    let addr = nodes[2].raft_addr();
+    let mut client = nodes[1].client();
+    let join = ["JOIN", "replica", &addr, "NONVOTER"];
+    assert_eq!(client.call(&join), Reply::Ok);
+    assert_eq!(client.call(&join), Reply::Ok);
+    assert_eq!(client.call(&["SET", "a", "1"]), Reply::Ok);
+    assert_eq!(nodes[2].client().call(&["GET", "a"]), Reply::bulk("1"));
+    assert_eq!(nodes[2].client().call(&["SET", "a", "2"]), Reply::Ok);
+    assert_eq!(nodes[2].info("raft_role").as_deref(), Some("learner"));
+    assert_eq!(
+        client.call(&["RAFT.TRANSFER_LEADER", "replica"]),
+        Reply::error("ERR invalid target node id")
+    );
+    nodes[2].kill();
+    nodes[2].start();
+    assert_eq!(nodes[2].client().call(&["GET", "a"]), Reply::bulk("2"));
+    // With a vote it makes a majority of three together with one other.
+    assert_eq!(client.call(&["JOIN", "replica", &addr]), Reply::Ok);
+    match client.call(&join) {
+        Reply::Error(text) => assert!(text.contains("is a voter already"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    nodes[0].kill();
+    assert_eq!(nodes[2].client().call(&["SET", "a", "3"]), Reply::Ok);
+}
+
+#[test]
+fn nodes_that_are_told_to_join_are_taken_in_without_a_command() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let first = Node::new(temp.path(), "node0", "redb");
+    let addr = first.raft_addr();
+    let mut second = Node::new(temp.path(), "node1", "redb").with(&["--join", &addr]);
+    // Before there is anyone to ask.
+    second.start();
+    match second.client().call(&["GET", "a"]) {
+        Reply::Error(text) => assert!(text.starts_with("NOCLUSTER"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    let mut nodes = [first, second];
+    nodes[0].start();
+    until("the node is taken in", || {
+        nodes[0].info("raft_members").as_deref() == Some("2")
+    });
+    until("it serves", || {
+        nodes[1].client().call(&["SET", "a", "1"]) == Reply::Ok
+    });
+    // Later starts change nothing.
+    nodes[1].kill();
+    nodes[1].start();
+    assert_eq!(nodes[1].client().call(&["GET", "a"]), Reply::bulk("1"));
+    assert_eq!(nodes[0].info("raft_members").as_deref(), Some("2"));
+}
+
+#[test]
+fn a_cluster_is_born_of_the_list_of_its_members() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes: Vec<Node> = ["c", "a", "b"]
+        .iter()
+        .map(|name| Node::new(temp.path(), name, "redb"))
+        .collect();
+    let list: Vec<String> = ["c", "a", "b"]
+        .iter()
+        .zip(&nodes)
+        .map(|(name, node)| format!("{name}={}", node.raft_addr()))
+        .collect();
+    let list = list.join(",");
+    nodes = nodes
+        .into_iter()
+        .map(|node| node.with(&["--initial-members", &list]))
+        .collect();
+    for node in &mut nodes {
+        node.start();
+    }
+    for node in &nodes {
+        until("all are members", || {
+            node.info("raft_members").as_deref() == Some("3")
+        });
+    }
+    let cluster = nodes[0].info("raft_cluster_id");
+    assert!(
+        nodes
+            .iter()
+            .all(|node| node.info("raft_cluster_id") == cluster)
+    );
+    assert_eq!(nodes[0].client().call(&["SET", "a", "1"]), Reply::Ok);
+    let digests = level_digests(&nodes);
+    assert!(digests.iter().all(|digest| *digest == digests[0]));
+}

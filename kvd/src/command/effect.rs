@@ -61,6 +61,8 @@ pub enum Effect {
         name: String,
         /// `host:port` of its Raft port.
         addr: String,
+        /// Whether it shall vote.
+        voter: bool,
     },
     /// Remove a member.
     Leave {

@@ -556,9 +556,15 @@ fn member_address(arg: &[u8]) -> Result<String, Reply> {
 }
 
 pub(super) fn join(args: &[&[u8]]) -> Answer {
+    let voter = match args[3..] {
+        [] => true,
+        [word] if is_word(word, "NONVOTER") => false,
+        _ => return Err(syntax_error()),
+    };
     Ok(Effect::Join {
         name: member_name(args[1])?,
         addr: member_address(args[2])?,
+        voter,
     })
 }
 

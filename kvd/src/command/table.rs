@@ -780,13 +780,14 @@ pub static TABLE: &[Spec] = &[
             "Refused: all members hold all keys",
         ),
     // The cluster.
-    Spec::session("join", 3, session::join)
+    Spec::session("join", -3, session::join)
         .flags(Flags::ADMIN.with(NOSCRIPT).with(Flags::NO_MULTI))
         .docs(
             Group::Cluster,
             "kvd 0.1.0",
-            "name host:port",
-            "Takes another node into the cluster, by its Raft address",
+            "name host:port [NONVOTER]",
+            "Takes another node into the cluster, by its Raft address; without a vote it only holds \
+             the data and serves reads",
         ),
     Spec::session("leave", 2, session::leave)
         .flags(Flags::ADMIN.with(NOSCRIPT).with(Flags::NO_MULTI))

@@ -34,6 +34,15 @@ const LEVEL_PATIENCE: Duration = Duration::from_secs(1);
 /// Names of intents among the cluster's bookkeeping.
 const INTENT_PREFIX: &str = "join:";
 
+/// What the intent to take in a member without a vote ends with.
+const NONVOTER: &str = " NONVOTER";
+
+/// The value of an intent.
+fn intended(raft_addr: &str, voter: bool) -> String {
+    let suffix = if voter { "" } else { NONVOTER };
+    format!("{raft_addr}{suffix}")
+}
+
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// Why a membership change did not come to its end here.
@@ -74,9 +83,14 @@ impl Change {
     /// The same, as another node is asked for it.
     fn request(&self) -> Request {
         match self {
-            Change::Join(JoinRequest { name, raft_addr }) => Request::Join {
+            Change::Join(JoinRequest {
+                name,
+                raft_addr,
+                voter,
+            }) => Request::Join {
                 name: name.clone(),
                 raft_addr: raft_addr.clone(),
+                voter: *voter,
             },
             Change::Leave(name) => Request::Leave { name: name.clone() },
         }
@@ -163,7 +177,11 @@ impl Core {
     /// Takes a node in; on the leader.
     pub(super) async fn join_here(self: &Arc<Self>, request: JoinRequest) -> Result<(), Undone> {
         let _one = self.change.lock().await;
-        let JoinRequest { name, raft_addr } = request;
+        let JoinRequest {
+            name,
+            raft_addr,
+            voter,
+        } = request;
         let known = self.find(&name);
         if let Some((id, member)) = &known {
             if member.raft_addr != raft_addr {
@@ -172,7 +190,12 @@ impl Core {
                     member.raft_addr
                 )));
             }
-            if self.is_voter(*id) && self.is_itself(*id, &name, &raft_addr).await? {
+            if self.is_voter(*id) && !voter {
+                return Err(Undone::because(format_args!(
+                    "'{name}' is a voter already; LEAVE it first"
+                )));
+            }
+            if self.is_voter(*id) == voter && self.is_itself(*id, &name, &raft_addr).await? {
                 self.forget_intent(&name).await?;
                 return Ok(());
             }
@@ -191,10 +214,10 @@ impl Core {
         intent.command(&[
             META_SET,
             format!("{INTENT_PREFIX}{name}").as_bytes(),
-            raft_addr.as_bytes(),
+            intended(&raft_addr, voter).as_bytes(),
         ]);
         self.bookkeep(intent).await?;
-        let outcome = self.take_in(&name, &raft_addr).await;
+        let outcome = self.take_in(&name, &raft_addr, voter).await;
         // A refusal is final; where leadership was lost, the next leader finds the intent.
         if !matches!(outcome, Err(Undone::NotLeader)) {
             self.forget_intent(&name).await?;
@@ -229,7 +252,12 @@ impl Core {
         self.understand(answer)
     }
 
-    async fn take_in(self: &Arc<Self>, name: &str, raft_addr: &str) -> Result<(), Undone> {
+    async fn take_in(
+        self: &Arc<Self>,
+        name: &str,
+        raft_addr: &str,
+        voter: bool,
+    ) -> Result<(), Undone> {
         let (id, mut member, level) = match self.adopt(name, raft_addr).await {
             Ok(Response::Adopted { id, member, level }) => (id, member, level),
             Ok(Response::Reply(reply @ Reply::Error(_))) => return Err(Undone::Refused(reply)),
@@ -259,9 +287,11 @@ impl Core {
         (member.name, member.raft_addr) = (name.to_owned(), raft_addr.to_owned());
         let learner = self.raft.add_learner(id, member, false).await?;
         self.level(id, learner.log_id.index).await?;
-        self.change_until_uniform(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true)
-            .await?;
-        tracing::info!(member = %name, address = %raft_addr, "member joined");
+        if voter {
+            self.change_until_uniform(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true)
+                .await?;
+        }
+        tracing::info!(member = %name, address = %raft_addr, voter, "member joined");
         Ok(())
     }
 
@@ -494,9 +524,21 @@ impl Core {
         match found {
             Ok(intents) => intents
                 .into_iter()
-                .map(|(name, addr)| JoinRequest {
-                    name: name.trim_start_matches(INTENT_PREFIX).to_owned(),
-                    raft_addr: String::from_utf8_lossy(&addr).into_owned(),
+                .map(|(name, intended)| {
+                    let intended = String::from_utf8_lossy(&intended).into_owned();
+                    let name = name.trim_start_matches(INTENT_PREFIX).to_owned();
+                    match intended.strip_suffix(NONVOTER) {
+                        Some(addr) => JoinRequest {
+                            name,
+                            raft_addr: addr.to_owned(),
+                            voter: false,
+                        },
+                        None => JoinRequest {
+                            name,
+                            raft_addr: intended,
+                            voter: true,
+                        },
+                    }
                 })
                 .collect(),
             Err(error) => {

@@ -59,6 +59,9 @@ pub const ELECTION: (Duration, Duration) = (Duration::from_millis(250), Duration
 /// How long a new cluster of one may take until it leads itself: some syncs of its disk.
 const FOUNDING_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often a node that was told to join asks the members it was told of.
+const JOIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// What a node is told from outside.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -80,6 +83,8 @@ pub struct Settings {
     pub staleness_max: Option<Duration>,
     /// Free bytes of the disk below which data may not grow; none means a share of the disk.
     pub free_bytes_min: Option<u64>,
+    /// Raft addresses of members; a node that belongs to no cluster asks them to take it in.
+    pub join: Vec<String>,
 }
 
 impl Settings {
@@ -235,7 +240,43 @@ impl Node {
             tracing::warn!(stage = ?identity.stage, "this node belongs to no cluster");
         }
         node.serve_peers(listener);
+        if identity.stage == Stage::Joining && !node.shared.settings.join.is_empty() {
+            let scope = node.shared.scope.clone();
+            let asking = crate::doors::in_scope(scope, node.clone().ask_to_join());
+            node.shared.io.spawn(asking);
+        }
         Ok(node)
+    }
+
+    /// Asks members to take this node in, until one has.
+    async fn ask_to_join(self) {
+        let shared = &self.shared;
+        let gate = Arc::new(PeerPort { node: self.clone() });
+        let peers = transport::RequestClient::new(Arc::new(shared.context(gate)));
+        let request = Request::Join {
+            name: shared.settings.name.clone(),
+            raft_addr: shared.settings.raft_addr.clone(),
+            voter: true,
+        };
+        let mut said = None;
+        loop {
+            for addr in &shared.settings.join {
+                if self.identity().stage != Stage::Joining {
+                    return;
+                }
+                let answer = peers.call(0, addr, request.encode(), membership::CHANGE_TIMEOUT);
+                let refusal = match answer.await.map(Response::decode) {
+                    Ok(Ok(Response::Reply(Reply::Error(text)))) => text.into_owned(),
+                    Ok(_) => continue,
+                    Err(error) => error.to_string(),
+                };
+                if said.as_ref() != Some(&refusal) {
+                    tracing::warn!(member = %addr, %refusal, "not taken in yet");
+                    said = Some(refusal);
+                }
+            }
+            tokio::time::sleep(JOIN_AGAIN_AFTER).await;
+        }
     }
 
     /// Begins a graceful stop; [`stopping`](Self::stopping) tells everyone.
@@ -996,6 +1037,22 @@ impl PeerPort {
     async fn answer(&self, request: Request, stranger: bool) -> Response {
         match request {
             Request::Adopt { cluster, name } => self.adopt(cluster, name).await,
+            // A node that was told to join asks whichever member it was told of.
+            Request::Join {
+                name,
+                raft_addr,
+                voter,
+            } if stranger => match self.node.shared.core() {
+                Some(core) => {
+                    let request = JoinRequest {
+                        name,
+                        raft_addr,
+                        voter,
+                    };
+                    Response::Reply(core.join(request).await)
+                }
+                None => Response::Refused,
+            },
             _ if stranger => Response::Refused,
             Request::Removed => self.removed().await,
             other => match self.node.shared.core() {
@@ -1118,8 +1175,17 @@ async fn answer(core: &Arc<Core>, request: Request) -> Response {
             },
             None => Response::Refused,
         },
-        Request::Join { name, raft_addr } if leads => {
-            Response::Reply(core.join(JoinRequest { name, raft_addr }).await)
+        Request::Join {
+            name,
+            raft_addr,
+            voter,
+        } if leads => {
+            let request = JoinRequest {
+                name,
+                raft_addr,
+                voter,
+            };
+            Response::Reply(core.join(request).await)
         }
         Request::Replicas {
             index,

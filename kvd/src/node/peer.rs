@@ -22,7 +22,11 @@ pub(super) enum Request {
     /// Confirm the leadership, and say from which entry on a read is linearizable.
     Barrier,
     /// Take a node in.
-    Join { name: String, raft_addr: String },
+    Join {
+        name: String,
+        raft_addr: String,
+        voter: bool,
+    },
     /// Take a member out.
     Leave { name: String },
     /// Become a member of this cluster; to a node of another one.
@@ -95,10 +99,15 @@ impl Request {
                 }
             }
             Request::Barrier => out.push(BARRIER),
-            Request::Join { name, raft_addr } => {
+            Request::Join {
+                name,
+                raft_addr,
+                voter,
+            } => {
                 out.push(JOIN);
                 codec::put_text(&mut out, name);
                 codec::put_text(&mut out, raft_addr);
+                out.push(u8::from(*voter));
             }
             Request::Leave { name } => {
                 out.push(LEAVE);
@@ -144,6 +153,7 @@ impl Request {
             JOIN => Request::Join {
                 name: r.text("request")?,
                 raft_addr: r.text("request")?,
+                voter: r.u8("request")? != 0,
             },
             LEAVE => Request::Leave {
                 name: r.text("request")?,
@@ -277,6 +287,7 @@ mod tests {
             Request::Join {
                 name: "node1".to_owned(),
                 raft_addr: "h:1".to_owned(),
+                voter: false,
             },
             Request::Leave {
                 name: "node1".to_owned(),
@@ -335,6 +346,7 @@ mod tests {
         let request = Request::Join {
             name: "n".to_owned(),
             raft_addr: "h:1".to_owned(),
+            voter: true,
         }
         .encode();
         let response = Response::Done(vec![(9, vec![Reply::Ok, Reply::bulk("v")])]).encode();

@@ -116,6 +116,8 @@ pub struct JoinRequest {
     pub name: String,
     /// Where its Raft port is, `host:port`.
     pub raft_addr: String,
+    /// Whether it shall vote; one that does not holds the data and serves reads.
+    pub voter: bool,
 }
 
 /// Sizes that are checked before a command enters the log, in bytes.

@@ -119,11 +119,12 @@ impl<S: Service> Connection<S> {
                 self.while_connected(tokio::time::sleep(time)).await?;
                 Reply::Ok
             }
-            Effect::Join { name, addr } => {
+            Effect::Join { name, addr, voter } => {
                 service
                     .join(JoinRequest {
                         name,
                         raft_addr: addr,
+                        voter,
                     })
                     .await
             }
@@ -227,6 +228,7 @@ impl<S: Service> Connection<S> {
             .join(JoinRequest {
                 name: name.clone(),
                 raft_addr: addr,
+                voter: true,
             })
             .await;
         if reply.is_error() {
