@@ -406,3 +406,34 @@ fn a_cluster_is_born_of_the_list_of_its_members() {
     let digests = level_digests(&nodes);
     assert!(digests.iter().all(|digest| *digest == digests[0]));
 }
+
+#[test]
+fn a_member_that_comes_back_at_other_addresses_is_found_there() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
+    for n in [2, 0] {
+        // A follower, and the leader.
+        let moved = Node::new(temp.path(), &format!("node{n}"), "redb");
+        nodes[n].kill();
+        (nodes[n].port, nodes[n].raft_port) = (moved.port, moved.raft_port);
+        nodes[n].start();
+        let raft = format!("raft={}", nodes[n].raft_addr());
+        let client = format!("client={}", nodes[n].addr());
+        for node in &nodes {
+            until("all know where it is", || {
+                (0..3).any(|m| {
+                    node.info(&format!("raft_member{m}"))
+                        .is_some_and(|line| line.contains(&raft) && line.contains(&client))
+                })
+            });
+        }
+        assert_eq!(nodes[n].client().call(&["SET", "a", "1"]), Reply::Ok);
+    }
+    let digests = level_digests(&nodes);
+    assert!(digests.iter().all(|digest| *digest == digests[0]));
+    // They make a majority where they are now.
+    nodes[1].kill();
+    assert_eq!(nodes[0].client().call(&["SET", "a", "2"]), Reply::Ok);
+    assert_eq!(nodes[2].client().call(&["GET", "a"]), Reply::bulk("2"));
+}

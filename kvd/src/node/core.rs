@@ -1,6 +1,7 @@
 //! One membership of a node: its Raft, its log and its state, from the opening of the data
 //! directory until the node stops or is taken over by another cluster.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -73,6 +74,7 @@ pub(super) struct Core {
     /// The state is no older than of this moment.
     pub(super) fresh_at: Mutex<Option<Instant>>,
     pub(super) disk: Arc<DiskGuard>,
+    pub(super) moved: Arc<Mutex<BTreeMap<NodeId, String>>>,
 }
 
 /// Passes what the state machine tells on to the waiting proposals.

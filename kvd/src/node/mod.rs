@@ -2,6 +2,7 @@
 //!
 //! This is all that `server` knows of agreement.
 
+mod announce;
 mod core;
 mod disk;
 mod greeting;
@@ -160,6 +161,8 @@ struct Shared {
     metrics: Arc<NodeMetrics>,
     dir: Mutex<DataDir>,
     disk: Arc<DiskGuard>,
+    /// Where members said that they are, while the membership is changed to say so too.
+    moved: Arc<Mutex<BTreeMap<NodeId, String>>>,
     /// Absent while the node belongs to no cluster or is being taken over.
     running: RwLock<Option<Running>>,
     /// Where the transport finds Raft.
@@ -222,6 +225,7 @@ impl Node {
             metrics: Arc::default(),
             dir: Mutex::new(parts.dir),
             disk: Arc::new(disk),
+            moved: Arc::default(),
             running: RwLock::new(None),
             slot: transport::RaftSlot::default(),
             auth: parts.auth,
@@ -735,6 +739,7 @@ impl Shared {
             leadership: watch::Sender::new(Leadership::Nobody),
             fresh_at: Mutex::new(None),
             disk: self.disk.clone(),
+            moved: self.moved.clone(),
         });
         self.slot.set(Some(Arc::new(raft)));
         if identity.stage == Stage::Founding {
@@ -750,6 +755,7 @@ impl Shared {
             self.spawn(core.clone().run_greetings()),
             self.spawn(core.clone().run_freshness()),
             self.spawn(core.clone().run_disk_guard()),
+            self.spawn(core.clone().run_announcement()),
         ];
         tasks.push(self.spawn(self.clone().watch_raft(core.clone())));
         if identity.stage == Stage::Joining {
@@ -925,6 +931,18 @@ impl transport::Gate for PeerPort {
         self.note(welcome)
     }
 
+    fn moved_to(&self, peer: NodeId) -> Option<String> {
+        let shared = &self.node.shared;
+        let moving = shared.moved.lock().expect("no panic while held");
+        if let Some(addr) = moving.get(&peer) {
+            return Some(addr.clone());
+        }
+        drop(moving);
+        let members = shared.core()?.members();
+        let member = members.into_iter().find(|(id, _)| *id == peer);
+        member.map(|(_, member)| member.raft_addr)
+    }
+
     fn has_room(&self, bytes: usize) -> bool {
         self.node.shared.disk.spend_as_follower(bytes)
     }
@@ -1007,6 +1025,16 @@ impl transport::RequestHandler for PeerPort {
         Box::pin(async move {
             let stranger = from.cluster != port.node.identity().cluster;
             let response = match Request::decode(request) {
+                Ok(Request::Announce {
+                    raft_addr,
+                    client_addr,
+                }) if !stranger => match port.node.shared.core() {
+                    Some(core) if matches!(core.leadership(), Leadership::Mine { .. }) => {
+                        core.note_addresses(from.node, &raft_addr, &client_addr)
+                            .await
+                    }
+                    _ => Response::Refused,
+                },
                 // A change of life goes on when the peer that asked for it is gone.
                 Ok(request @ (Request::Adopt { .. } | Request::Removed)) => {
                     let changed =

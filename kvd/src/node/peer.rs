@@ -41,6 +41,11 @@ pub(super) enum Request {
     },
     /// Note this node's start, and tell your clock.
     Greet,
+    /// The asking member is at these addresses now.
+    Announce {
+        raft_addr: String,
+        client_addr: String,
+    },
     /// Hand leadership to this member; 0: to whichever is best placed.
     Transfer { to: NodeId },
 }
@@ -77,6 +82,7 @@ const REMOVED: u8 = 6;
 const REPLICAS: u8 = 7;
 const GREET: u8 = 8;
 const TRANSFER: u8 = 9;
+const ANNOUNCE: u8 = 10;
 
 const DONE: u8 = 1;
 const REFUSED: u8 = 2;
@@ -120,6 +126,14 @@ impl Request {
             }
             Request::Removed => out.push(REMOVED),
             Request::Greet => out.push(GREET),
+            Request::Announce {
+                raft_addr,
+                client_addr,
+            } => {
+                out.push(ANNOUNCE);
+                codec::put_text(&mut out, raft_addr);
+                codec::put_text(&mut out, client_addr);
+            }
             Request::Transfer { to } => {
                 out.push(TRANSFER);
                 out.extend_from_slice(&to.to_le_bytes());
@@ -168,6 +182,10 @@ impl Request {
             }
             REMOVED => Request::Removed,
             GREET => Request::Greet,
+            ANNOUNCE => Request::Announce {
+                raft_addr: r.text("request")?,
+                client_addr: r.text("request")?,
+            },
             TRANSFER => Request::Transfer {
                 to: r.u64("request")?,
             },
@@ -299,6 +317,10 @@ mod tests {
             Request::Removed,
             Request::Greet,
             Request::Transfer { to: 7 },
+            Request::Announce {
+                raft_addr: "h:1".to_owned(),
+                client_addr: "h:2".to_owned(),
+            },
             Request::Replicas {
                 index: 9,
                 wanted: 2,

@@ -284,7 +284,7 @@ impl RaftNetworkV2<TypeConfig> for PeerConn {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let (ctx, target) = (self.ctx.clone(), self.target);
-        let addr = self.append.addr().to_owned();
+        let addr = self.append.addr();
         // Files are read on the runtime for connections, not on the one that calls.
         let (outcome, answer) = oneshot::channel();
         let task = {

@@ -182,6 +182,11 @@ pub trait Gate: Send + Sync {
         same_cluster(hello.sender.cluster, welcome.cluster)
     }
 
+    /// Where a peer said that it is now, if that is not where the membership says.
+    fn moved_to(&self, _peer: NodeId) -> Option<String> {
+        None
+    }
+
     /// Whether there is room for `bytes` of entries more. Where there is none, the connection that
     /// brings them is closed, and its peer tries again later.
     fn has_room(&self, _bytes: usize) -> bool {

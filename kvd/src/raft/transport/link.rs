@@ -212,8 +212,10 @@ impl Link {
         }
     }
 
-    pub(super) fn addr(&self) -> &str {
-        &self.addr
+    /// Where the peer is dialed.
+    pub(super) fn addr(&self) -> String {
+        let moved = self.ctx.gate.moved_to(self.target);
+        moved.unwrap_or_else(|| self.addr.clone())
     }
 
     /// The connection, made if there is none. Dropping the future does not stop the connecting:
@@ -275,7 +277,7 @@ impl Link {
             Err(error) => {
                 if let Some(held_back) = self.failures.pass(error.to_string()) {
                     tracing::warn!(
-                        peer = self.addr,
+                        peer = self.addr(),
                         node = format_args!("{:016x}", self.target),
                         kind = ?self.kind,
                         held_back,
@@ -298,7 +300,7 @@ impl Link {
         }
         drop(outcome);
         if let Some((conn, state, requests)) = run {
-            let (ctx, addr, kind) = (self.ctx.clone(), self.addr.clone(), self.kind);
+            let (ctx, addr, kind) = (self.ctx.clone(), self.addr(), self.kind);
             // From here on the connection lives as long as someone holds the link.
             drop(self);
             let error = run_connection(&ctx, conn, &state, requests).await;
@@ -313,7 +315,7 @@ impl Link {
     }
 
     async fn establish(&self) -> Result<Conn, CallError> {
-        connect(&self.ctx, self.kind, self.target, &self.addr).await
+        connect(&self.ctx, self.kind, self.target, &self.addr()).await
     }
 }
 

@@ -1,0 +1,91 @@
+//! A member that comes back at other addresses tells the cluster.
+//!
+//! The others cannot reach it, so it does not learn who leads; it asks every member it knows of.
+//! Who it is has been settled by the handshake.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use tokio::time::{Instant, sleep};
+
+use super::core::{Core, Leadership};
+use super::peer::{Request, Response};
+use crate::raft::NodeId;
+
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+impl Core {
+    /// Compares what the membership says of this node with where it is, until they agree.
+    pub(super) async fn run_announcement(self: Arc<Self>) {
+        let here = self.settings.member();
+        loop {
+            let members = self.members();
+            let own = members.iter().find(|(id, _)| *id == self.id);
+            // A node that is being taken in is announced by that.
+            let moved = own.is_some_and(|(_, own)| {
+                (&own.raft_addr, &own.client_addr) != (&here.raft_addr, &here.client_addr)
+            });
+            if moved {
+                let request = Request::Announce {
+                    raft_addr: here.raft_addr.clone(),
+                    client_addr: here.client_addr.clone(),
+                };
+                if matches!(self.leadership(), Leadership::Mine { .. }) {
+                    self.note_addresses(self.id, &here.raft_addr, &here.client_addr)
+                        .await;
+                }
+                for (id, member) in members.iter().filter(|(id, _)| *id != self.id) {
+                    let deadline = Instant::now() + AGAIN_AFTER;
+                    // Whoever does not lead refuses; it is asked again as long as need be.
+                    drop(self.ask(*id, member, &request, deadline).await);
+                }
+            }
+            sleep(AGAIN_AFTER).await;
+        }
+    }
+
+    /// Changes where a member is, as the leader.
+    pub(super) async fn note_addresses(
+        &self,
+        id: NodeId,
+        raft_addr: &str,
+        client_addr: &str,
+    ) -> Response {
+        let _one = self.change.lock().await;
+        let members = self.members();
+        let Some((_, member)) = members.into_iter().find(|(known, _)| *known == id) else {
+            return Response::Refused;
+        };
+        let mut moved = member.clone();
+        (moved.raft_addr, moved.client_addr) = (raft_addr.to_owned(), client_addr.to_owned());
+        if moved == member {
+            return Response::Reply(crate::resp::Reply::Ok);
+        }
+        // A change that needs this member's voice can only be committed when it is reached; and
+        // Raft goes on with the connections that it has made.
+        if id != self.id {
+            self.moved
+                .lock()
+                .expect("no panic while held")
+                .insert(id, raft_addr.to_owned());
+        }
+        let nodes = BTreeMap::from([(id, moved)]);
+        let changed = self
+            .raft
+            .change_membership(ChangeMembers::SetNodes(nodes), true)
+            .await;
+        self.moved.lock().expect("no panic while held").remove(&id);
+        match changed {
+            Ok(_) => {
+                tracing::info!(member = %member.name, raft_addr, client_addr, "member moved");
+                Response::Reply(crate::resp::Reply::Ok)
+            }
+            Err(error) => {
+                tracing::warn!(member = %member.name, %error, "a member's move was not noted");
+                Response::Refused
+            }
+        }
+    }
+}
