@@ -437,3 +437,31 @@ fn a_member_that_comes_back_at_other_addresses_is_found_there() {
     assert_eq!(nodes[0].client().call(&["SET", "a", "2"]), Reply::Ok);
     assert_eq!(nodes[2].client().call(&["GET", "a"]), Reply::bulk("2"));
 }
+
+/// A leader that trusted a lease would answer from memory: the voter that it counted on has
+/// restarted, forgotten the lease, and elected another one.
+#[test]
+fn a_leader_that_was_paused_answers_no_read_from_before_although_a_voter_restarted() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
+    for round in 0..3 {
+        let (before, after) = (format!("before{round}"), format!("after{round}"));
+        let paused = leader(&nodes);
+        let (voter, other) = ((paused + 1) % 3, (paused + 2) % 3);
+        let mut reader = nodes[paused].client();
+        assert_eq!(reader.call(&["SET", "a", &before]), Reply::Ok);
+        nodes[paused].pause();
+        nodes[voter].kill();
+        nodes[voter].start();
+        let mut writer = nodes[other].client();
+        until("another leader takes the write", || {
+            writer.call(&["SET", "a", &after]) == Reply::Ok
+        });
+        // It waits in the socket: the old leader meets it first of all when it wakes up.
+        reader.send(&["GET", "a"]).unwrap();
+        nodes[paused].resume();
+        assert_eq!(reader.receive().unwrap(), Reply::bulk(after));
+        level_digests(&nodes);
+    }
+}
