@@ -214,6 +214,15 @@ fn members_come_and_go_by_the_commands_of_redisraft() {
         panic!("{added:?}");
     };
     let id = nodes[2].info("raft_node_id").unwrap();
+    for (field, value) in [
+        ("raft_state", "up"),
+        ("raft_is_voting", "yes"),
+        ("raft_num_nodes", "3"),
+        ("raft_num_voting_nodes", "3"),
+        ("raft_leader_id", &nodes[0].info("raft_node_id").unwrap()),
+    ] {
+        assert_eq!(nodes[2].info(field).as_deref(), Some(value), "{field}");
+    }
     assert_eq!(fields[0], Reply::bulk(id.clone()));
     assert_eq!(
         fields[1],

@@ -497,6 +497,28 @@ impl Node {
         let leader = status.members.iter().find(|member| member.leader);
         let name = leader.map_or("", |leader| leader.member.name.as_str());
         line("raft_leader".to_owned(), name.to_owned());
+        // The same in RedisRaft's words, for tools that know those.
+        let state = match (&status.role, status.loading) {
+            (Role::Outside, _) => "uninitialized",
+            (_, true) => "loading",
+            _ => "up",
+        };
+        line("raft_state".to_owned(), state.to_owned());
+        let voters = status.members.iter().filter(|member| member.voter);
+        let votes = voters.clone().any(|member| member.id == status.id);
+        let yes = if votes { "yes" } else { "no" };
+        line("raft_is_voting".to_owned(), yes.to_owned());
+        let leader_id = status
+            .leader
+            .map_or("-1".to_owned(), |id| format!("{id:016x}"));
+        line("raft_leader_id".to_owned(), leader_id);
+        for (name, value) in [
+            ("raft_current_term", status.term),
+            ("raft_num_nodes", status.members.len() as u64),
+            ("raft_num_voting_nodes", voters.count() as u64),
+        ] {
+            line(name.to_owned(), value.to_string());
+        }
         for (name, value) in [
             ("raft_last_log_index", status.last_log),
             ("raft_commit_index", status.committed),
