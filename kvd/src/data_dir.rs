@@ -63,9 +63,21 @@ pub struct Identity {
     /// digits.
     #[serde(default)]
     peers: BTreeMap<String, Incarnation>,
+    /// Where it was told to be when its cluster last knew where it is.
+    #[serde(default)]
+    pub addresses: Option<Addresses>,
     /// An adoption has begun to wipe the directory and must finish before anything is read.
     #[serde(default)]
     pub wiping: bool,
+}
+
+/// Where a node was told to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// Where peers reach it.
+    pub raft: String,
+    /// Where clients reach it.
+    pub client: String,
 }
 
 /// Why a data directory cannot be used.
@@ -369,6 +381,7 @@ fn new_identity(birth: &Birth, random: &Random) -> Identity {
         },
         backend: birth.backend.clone(),
         peers: BTreeMap::new(),
+        addresses: None,
         wiping: false,
     }
 }

@@ -474,3 +474,37 @@ fn a_leader_that_was_paused_answers_no_read_from_before_although_a_voter_restart
         level_digests(&nodes);
     }
 }
+
+#[test]
+fn a_member_stays_where_its_join_said_whatever_it_calls_itself() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut first = Node::new(temp.path(), "node0", "redb");
+    first.start();
+    let mut second = Node::new(temp.path(), "node1", "redb");
+    let announced = format!("127.0.0.2:{}", second.raft_port);
+    second = second.with(&["--announce-raft-addr", &announced]);
+    second.start();
+    let addr = second.raft_addr();
+    assert_eq!(first.client().call(&["JOIN", "node1", &addr]), Reply::Ok);
+    second.kill();
+    second.start();
+    assert_eq!(second.client().call(&["SET", "a", "1"]), Reply::Ok);
+    let line = (0..2)
+        .filter_map(|n| first.info(&format!("raft_member{n}")))
+        .find(|line| line.contains("name=node1"))
+        .unwrap();
+    assert!(line.contains(&format!("raft={addr}")), "{line}");
+    // Alone, it is where its flags say at each start.
+    let other = Node::new(temp.path(), "other", "redb");
+    let mut alone = Node::new(temp.path(), "alone", "redb");
+    alone.start();
+    alone.kill();
+    alone.port = other.port;
+    alone.start();
+    until("it is announced where it is", || {
+        alone
+            .info("raft_member0")
+            .is_some_and(|line| line.contains(&format!("client={}", alone.addr())))
+    });
+}

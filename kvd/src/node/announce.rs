@@ -4,7 +4,6 @@
 //! Who it is has been settled by the handshake.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::ChangeMembers;
@@ -12,30 +11,38 @@ use tokio::time::{Instant, sleep};
 
 use super::core::{Core, Leadership};
 use super::peer::{Request, Response};
+use crate::data_dir::Addresses;
 use crate::raft::NodeId;
 
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 impl Core {
-    /// Compares what the membership says of this node with where it is, until they agree.
-    pub(super) async fn run_announcement(self: Arc<Self>) {
+    /// Tells the cluster where this node is, if it was told to be elsewhere than `before`; returns
+    /// when the cluster knows.
+    ///
+    /// What a JOIN called a node counts, and may differ from what the node calls itself: only what
+    /// has changed is told.
+    pub(super) async fn announce(&self, before: &Addresses) {
         let here = self.settings.member();
         loop {
             let members = self.members();
-            let own = members.iter().find(|(id, _)| *id == self.id);
-            // A node that is being taken in is announced by that.
-            let moved = own.is_some_and(|(_, own)| {
-                (&own.raft_addr, &own.client_addr) != (&here.raft_addr, &here.client_addr)
-            });
-            if moved {
-                let request = Request::Announce {
-                    raft_addr: here.raft_addr.clone(),
-                    client_addr: here.client_addr.clone(),
+            if let Some((_, known)) = members.iter().find(|(id, _)| *id == self.id) {
+                let changed = |now: &str, before: &str, known: &str| match now == before {
+                    true => known.to_owned(),
+                    false => now.to_owned(),
                 };
-                if matches!(self.leadership(), Leadership::Mine { .. }) {
-                    self.note_addresses(self.id, &here.raft_addr, &here.client_addr)
-                        .await;
+                let raft_addr = changed(&here.raft_addr, &before.raft, &known.raft_addr);
+                let client_addr = changed(&here.client_addr, &before.client, &known.client_addr);
+                if (&raft_addr, &client_addr) == (&known.raft_addr, &known.client_addr) {
+                    return;
                 }
+                if matches!(self.leadership(), Leadership::Mine { .. }) {
+                    self.note_addresses(self.id, &raft_addr, &client_addr).await;
+                }
+                let request = Request::Announce {
+                    raft_addr,
+                    client_addr,
+                };
                 for (id, member) in members.iter().filter(|(id, _)| *id != self.id) {
                     let deadline = Instant::now() + AGAIN_AFTER;
                     // Whoever does not lead refuses; it is asked again as long as need be.

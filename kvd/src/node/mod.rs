@@ -37,7 +37,7 @@ pub use self::types::{
     ConfigLimits, JoinRequest, MemberStatus, ReadLevel, Reading, RedirectMode, Role, Status,
     Written,
 };
-use crate::data_dir::{DataDir, DataDirError, Stage};
+use crate::data_dir::{Addresses, DataDir, DataDirError, Stage};
 use crate::doors::{BoxFuture, Doors, NodeScope};
 use crate::keyspace::{self, State};
 use crate::raft::entry::{FEATURE_LEVEL, Group};
@@ -89,6 +89,13 @@ pub struct Settings {
 }
 
 impl Settings {
+    fn addresses(&self) -> Addresses {
+        Addresses {
+            raft: self.raft_addr.clone(),
+            client: self.client_addr.clone(),
+        }
+    }
+
     fn member(&self) -> Member {
         Member {
             name: self.name.clone(),
@@ -236,6 +243,14 @@ impl Node {
             stopped: watch::Sender::new(false),
         });
         let node = Node { shared };
+        if node.identity().addresses.is_none() {
+            let addresses = node.shared.settings.addresses();
+            node.shared
+                .dir
+                .lock()
+                .expect("no panic while held")
+                .update(|identity| identity.addresses = Some(addresses))?;
+        }
         let identity = node.identity();
         let member_of_one = identity.cluster != 0 && identity.stage != Stage::Removed;
         if member_of_one {
@@ -777,9 +792,9 @@ impl Shared {
             self.spawn(core.clone().run_greetings()),
             self.spawn(core.clone().run_freshness()),
             self.spawn(core.clone().run_disk_guard()),
-            self.spawn(core.clone().run_announcement()),
         ];
         tasks.push(self.spawn(self.clone().watch_raft(core.clone())));
+        tasks.push(self.spawn(self.clone().announce(core.clone())));
         if identity.stage == Stage::Joining {
             tasks.push(self.spawn(self.clone().become_member(core.clone())));
         }
@@ -836,6 +851,27 @@ impl Shared {
             }
         };
         if let Err(error) = updated {
+            (self.fatal)(crate::exit::IO, &error.to_string());
+        }
+    }
+
+    /// Tells the cluster when this node was told to be elsewhere than before.
+    async fn announce(self: Arc<Self>, core: Arc<Core>) {
+        let now = self.settings.addresses();
+        let before = {
+            let dir = self.dir.lock().expect("no panic while held");
+            dir.identity().addresses.clone()
+        };
+        match before {
+            Some(before) if before != now => core.announce(&before).await,
+            _ => return,
+        }
+        let noted = self
+            .dir
+            .lock()
+            .expect("no panic while held")
+            .update(|identity| identity.addresses = Some(now));
+        if let Err(error) = noted {
             (self.fatal)(crate::exit::IO, &error.to_string());
         }
     }
