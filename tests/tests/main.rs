@@ -23,3 +23,4 @@ mod raft_suite;
 mod readme;
 mod ride;
 mod starting;
+mod transactions;
