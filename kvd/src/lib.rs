@@ -11,6 +11,7 @@ pub mod keyspace;
 pub mod metrics;
 pub mod net;
 pub mod node;
+pub mod outcome;
 pub mod raft;
 pub mod resp;
 pub mod server;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use kvd::outcome::{self, Fate};
 use kvd::resp::Reply;
 use kvd_tests::{Client, Node, alone, cluster, leader, level_digests, until};
 
@@ -22,6 +23,8 @@ const WRITERS: u64 = 4;
 #[derive(Default)]
 struct Writes {
     acknowledged: Mutex<BTreeMap<String, String>>,
+    /// Those whose error said that they did not happen.
+    refused: Mutex<Vec<String>>,
     next: AtomicU64,
 }
 
@@ -50,8 +53,14 @@ impl Writes {
                     Ok(Reply::Ok) => {
                         self.acknowledged.lock().unwrap().insert(key, value);
                     }
-                    // An error or a lost connection: nobody was promised anything.
-                    Ok(_) => {}
+                    // Unless an error says that it did not happen, nobody was promised anything.
+                    Ok(reply) => match outcome::fate(&reply) {
+                        Some(Fate::NotDone | Fate::Refused) => {
+                            self.refused.lock().unwrap().push(key);
+                        }
+                        Some(Fate::Unknown) => {}
+                        None => panic!("SET was answered {reply:?}"),
+                    },
                     Err(_) => break,
                 }
             }
@@ -81,6 +90,10 @@ impl Writes {
                 let expected = Reply::bulk(value.clone());
                 assert_eq!(found, expected, "{key} on {}", node.dir.display());
             }
+        }
+        for key in &*self.refused.lock().unwrap() {
+            let found = client.call(&["GET", key]);
+            assert_eq!(found, Reply::Null, "{key}, which did not happen");
         }
     }
 }
@@ -203,4 +216,48 @@ fn acknowledged_writes_survive_crashes_on_a_volatile_engine() {
 fn acknowledged_writes_survive_crashes_on_mixed_engines() {
     let _alone = alone();
     crash_three(&["redb", "sled", "memory"]);
+}
+
+#[test]
+fn an_error_that_says_it_did_not_happen_never_hides_a_write() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes: Vec<Node> = (0..3)
+        .map(|n| Node::new(temp.path(), &format!("node{n}"), "redb").with(&["--hold", "50"]))
+        .collect();
+    for node in &mut nodes {
+        node.start();
+    }
+    for n in 1..3 {
+        let (name, addr) = (format!("node{n}"), nodes[n].raft_addr());
+        until("it is taken in", || {
+            nodes[0].client().call(&["JOIN", &name, &addr]) == Reply::Ok
+        });
+    }
+    let writes = Writes::default();
+    let refusals = || writes.refused.lock().unwrap().len();
+    for _ in 0..rounds() {
+        survive(&mut nodes, &writes, |nodes| {
+            let first = leader(nodes);
+            let before = refusals();
+            nodes[first].pause();
+            until("writes are refused while nobody leads", || {
+                refusals() > before
+            });
+            let second = (first + 1) % 3;
+            until("another one leads", || {
+                let mut others = [second, (first + 2) % 3].into_iter();
+                others.any(|n| nodes[n].info("raft_role").as_deref() == Some("leader"))
+            });
+            nodes[first].resume();
+            let to = format!("node{first}");
+            until("leadership moves back", || {
+                nodes[second].client().call(&["RAFT.TRANSFER_LEADER", &to]) == Reply::Ok
+            });
+            nodes[first].kill();
+            nodes[first].start();
+        });
+    }
+    report("refused writes did not happen", &writes);
+    println!("refused: {}", refusals());
 }

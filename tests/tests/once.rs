@@ -4,45 +4,56 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvd::resp::Reply;
 use kvd_tests::{Node, alone, client_programs, repository};
 
 /// Passes everything on to `to`, but swallows the reply of the first INCR and closes.
 fn swallow_a_reply(listener: TcpListener, to: String) {
+    let done = Arc::new(AtomicBool::new(false));
     std::thread::spawn(move || {
-        let mut swallowed = false;
         for client in listener.incoming() {
-            let mut client = client.expect("a client");
-            let mut server = TcpStream::connect(&to).expect("the node listens");
-            let mut back = (
-                server.try_clone().expect("a socket"),
-                client.try_clone().expect("a socket"),
-            );
-            let mut buffer = [0; 4096];
-            if swallowed {
-                std::thread::spawn(move || std::io::copy(&mut back.0, &mut back.1));
-                std::thread::spawn(move || std::io::copy(&mut client, &mut server));
-                continue;
-            }
-            // Requests and replies in turn, until the one that matters.
-            while let Ok(count @ 1..) = client.read(&mut buffer) {
-                server.write_all(&buffer[..count]).expect("the node reads");
-                let request = buffer[..count].to_ascii_uppercase();
-                let is_last = request.windows(4).any(|word| word == b"INCR");
-                let count = server.read(&mut buffer).expect("the node answers");
-                if is_last {
-                    swallowed = true;
-                    break;
-                }
-                client
-                    .write_all(&buffer[..count])
-                    .expect("the client reads");
-            }
-            // An end of the client's, such as after its handshake, is none of ours.
-            drop(client.shutdown(Shutdown::Both));
+            let client = client.expect("a client");
+            let server = TcpStream::connect(&to).expect("the node listens");
+            // Set once the request that matters has gone on.
+            let swallow = Arc::new(AtomicBool::new(false));
+            let copy = |stream: &TcpStream| stream.try_clone().expect("a socket");
+            let (from, back) = ((copy(&client), copy(&server)), (server, client));
+            let (asked, answered, done) = (swallow.clone(), swallow, done.clone());
+            std::thread::spawn(move || {
+                let (mut client, mut server) = from;
+                pass(&mut client, &mut server, |request| {
+                    let request = request.to_ascii_uppercase();
+                    let matters = request.windows(4).any(|word| word == b"INCR");
+                    if matters && !done.swap(true, Ordering::SeqCst) {
+                        asked.store(true, Ordering::SeqCst);
+                    }
+                    true
+                });
+            });
+            std::thread::spawn(move || {
+                let (mut server, mut client) = back;
+                pass(&mut server, &mut client, |_| {
+                    !answered.load(Ordering::SeqCst)
+                });
+            });
         }
     });
+}
+
+/// Passes bytes on for as long as `goes_on` says so, and closes both ends.
+fn pass(from: &mut TcpStream, to: &mut TcpStream, goes_on: impl Fn(&[u8]) -> bool) {
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        if !goes_on(&buffer[..count]) || to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    // Either may be closed already.
+    drop(from.shutdown(Shutdown::Both));
+    drop(to.shutdown(Shutdown::Both));
 }
 
 fn counts(node: &Node, program: &mut Command, kind: &str) -> String {

@@ -17,6 +17,7 @@ use super::core::{AskError, Core, Leadership};
 use super::peer::{Request, Response};
 use super::types::JoinRequest;
 use crate::keyspace::View;
+use crate::outcome;
 use crate::raft::entry::GroupBuilder;
 use crate::raft::executor::{META_DELETE, META_SET};
 use crate::raft::{Member, NodeId, TypeConfig};
@@ -97,10 +98,10 @@ impl Change {
     }
 
     fn late(&self) -> Reply {
-        Reply::error(match self {
-            Change::Join(_) => "TIMEOUT the node has not caught up yet; JOIN it again to go on",
-            Change::Leave(_) => "TIMEOUT the change is not finished; LEAVE again to go on",
-        })
+        match self {
+            Change::Join(_) => outcome::join_goes_on(),
+            Change::Leave(_) => outcome::leave_goes_on(),
+        }
     }
 }
 
@@ -159,16 +160,14 @@ impl Core {
                         Ok(Response::Reply(reply)) => return Some(reply),
                         Ok(Response::Refused) | Err(AskError::NotSent) => {}
                         Ok(_) | Err(AskError::Lost) => {
-                            return Some(Reply::error(
-                                "UNKNOWN the leader's answer was lost; ask again",
-                            ));
+                            return Some(outcome::answer_lost());
                         }
                     }
                 }
                 Leadership::Nobody => {}
             }
             if Instant::now() >= hold_until {
-                return Some(Reply::error("CLUSTERDOWN The cluster is down"));
+                return Some(outcome::cluster_down());
             }
             sleep(RETRY_AFTER).await;
         }

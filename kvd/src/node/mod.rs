@@ -583,9 +583,7 @@ impl Node {
     }
 
     fn core(&self) -> Result<Arc<Core>, Reply> {
-        self.shared
-            .core()
-            .ok_or_else(|| Reply::error("NOCLUSTER No Raft Cluster"))
+        self.shared.core().ok_or_else(crate::outcome::no_cluster)
     }
 
     /// Opens log and state and starts Raft over them.

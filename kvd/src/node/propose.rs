@@ -25,6 +25,7 @@ use super::disk::grows;
 use super::peer::{Request, Response};
 use super::types::Written;
 use crate::doors;
+use crate::outcome;
 use crate::raft::entry::{self, Group, Stamp};
 use crate::raft::{Member, NodeId, Proposal, ReplySlot, TypeConfig};
 use crate::resp::Reply;
@@ -195,13 +196,9 @@ impl Core {
         });
         match timeout_at(hold_until + self.settings.write_timeout, wait).await {
             Ok(Ok(Outcome::Done(written))) => Ok(written),
-            Ok(Ok(Outcome::Refused)) => Err(Reply::error("CLUSTERDOWN The cluster is down")),
-            Ok(Ok(Outcome::Unknown) | Err(_)) => Err(Reply::error(
-                "UNKNOWN the outcome of the command is unknown: leadership changed under it",
-            )),
-            Err(_) => Err(Reply::error(
-                "TIMEOUT no majority answered in time: the outcome of the command is unknown",
-            )),
+            Ok(Ok(Outcome::Refused)) => Err(outcome::cluster_down()),
+            Ok(Ok(Outcome::Unknown) | Err(_)) => Err(outcome::leadership_changed()),
+            Err(_) => Err(outcome::no_majority()),
         }
     }
 
@@ -439,11 +436,8 @@ impl Core {
 /// Answers groups that the leader's disk has no room for: they did not happen.
 fn no_room(jobs: Vec<Job>) {
     for job in jobs {
-        let reply = Reply::error(
-            "MISCONF The leader's disk is nearly full: commands that may grow the data are refused",
-        );
         let written = Written {
-            replies: vec![reply; job.group.len()],
+            replies: vec![outcome::disk_full(); job.group.len()],
             index: 0,
         };
         drop(job.done.send(Outcome::Done(written)));

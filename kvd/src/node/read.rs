@@ -15,6 +15,7 @@ use super::core::{Core, Leadership};
 use super::peer::{Request, Response};
 use super::types::{ReadLevel, Reading};
 use crate::doors;
+use crate::outcome;
 use crate::raft::entry::GroupBuilder;
 use crate::raft::position::Position;
 use crate::resp::Reply;
@@ -60,7 +61,7 @@ impl Core {
 
     async fn read_linearizable(&self) -> Result<Reading, Reply> {
         let deadline = Instant::now() + self.settings.hold;
-        let down = || Reply::error("CLUSTERDOWN The cluster is down");
+        let down = outcome::cluster_down;
         let (done, wait) = oneshot::channel();
         self.barrier
             .waiting
@@ -83,14 +84,10 @@ impl Core {
 
     async fn read_local(&self, after: u64) -> Result<Reading, Reply> {
         if self.is_loading() {
-            return Err(Reply::error(
-                "LOADING kvd is carrying out what was committed before the start",
-            ));
+            return Err(outcome::loading());
         }
         if self.is_stale() {
-            return Err(Reply::error(
-                "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
-            ));
+            return Err(outcome::stale());
         }
         let deadline = Instant::now() + self.settings.hold;
         let mut progress = self.machine.progress();
@@ -100,7 +97,7 @@ impl Core {
         );
         let now_ms = match applied.await {
             Ok(Ok(progress)) => progress.time_ms + progress.at.elapsed().as_millis() as u64,
-            _ => return Err(Reply::error("CLUSTERDOWN The cluster is down")),
+            _ => return Err(outcome::cluster_down()),
         };
         self.reading(now_ms)
     }
@@ -157,8 +154,8 @@ impl Core {
         let applied = progress.wait_for(|progress| progress.index >= written.index);
         timeout_at(Instant::now() + self.settings.hold, applied)
             .await
-            .map_err(|_| Reply::error("CLUSTERDOWN The cluster is down"))?
-            .map_err(|_| Reply::error("CLUSTERDOWN The cluster is down"))?;
+            .map_err(|_| outcome::cluster_down())?
+            .map_err(|_| outcome::cluster_down())?;
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use crate::command::effect::{
 use crate::command::{self, Kind, Spec};
 use crate::doors;
 use crate::node::{JoinRequest, ReadLevel, Role};
+use crate::outcome::{self, Fate};
 use crate::resp::{Protocol, Reply, glob};
 
 impl<S: Service> Connection<S> {
@@ -137,7 +138,7 @@ impl<S: Service> Connection<S> {
                 if !matches!(what, Cluster::Info | Cluster::MyId)
                     && !service.leader_known(hold).await
                 {
-                    return Some(Reply::error("CLUSTERDOWN The cluster is down"));
+                    return Some(outcome::cluster_down());
                 }
                 let wall_ms = self.shared.doors.clock.wall_ms();
                 cluster::reply(&what, &service.status(), wall_ms)
@@ -328,11 +329,9 @@ impl<S: Service> Connection<S> {
             return Reply::NullArray;
         }
         // One error for all reads comes from the node, not from the commands: nothing ran.
-        if let Some(first @ Reply::Error(_)) = replies.first()
-            && matches!(
-                first.error_prefix(),
-                Some("CLUSTERDOWN" | "NOCLUSTER" | "NOTLEADER" | "LOADING" | "TIMEOUT" | "UNKNOWN")
-            )
+        if !writes
+            && let Some(first) = replies.first()
+            && outcome::fate(first).is_some_and(|fate| fate != Fate::Refused)
         {
             return first.clone();
         }

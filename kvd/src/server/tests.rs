@@ -979,3 +979,16 @@ async fn a_client_that_can_be_redirected_is_sent_to_the_leader_as_a_whole() {
         .says("RESET\r\nSET a 3\r\n", "+RESET\r\n+OK\r\n")
         .await;
 }
+
+#[tokio::test]
+async fn an_unknown_outcome_of_one_command_is_not_that_of_its_transaction() {
+    let world = World::new();
+    let mut client = world.client();
+    let once = format!("ONCE {:032} 1 INCR a\r\n", 0);
+    client.send(&format!("MULTI\r\n{once}INCR a\r\n")).await;
+    client.hears("+OK\r\n+QUEUED\r\n+QUEUED\r\n").await;
+    client.send("EXEC\r\n").await;
+    assert_eq!(client.line().await, "*2");
+    assert!(client.line().await.starts_with("-UNKNOWN "));
+    assert_eq!(client.line().await, ":1");
+}
