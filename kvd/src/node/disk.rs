@@ -105,6 +105,12 @@ impl DiskGuard {
         self.syncing.store(0, Ordering::Relaxed);
     }
 
+    /// The engine has nothing to write: what was spent is in the log, or came to nothing.
+    pub(super) fn nothing_to_write(&self) {
+        self.sync_begins();
+        self.sync_ended();
+    }
+
     pub(super) fn floor(&self) -> u64 {
         self.floor
     }
@@ -120,10 +126,11 @@ impl DiskGuard {
     }
 
     fn spend_above(&self, floor: u64, bytes: usize) -> bool {
-        self.spent.fetch_add(bytes as u64, Ordering::Relaxed);
-        let fits = self.free() >= floor;
-        if !fits {
-            self.spent.fetch_sub(bytes as u64, Ordering::Relaxed);
+        let bytes = bytes as u64;
+        let fits = self.free() >= floor.saturating_add(bytes.saturating_mul(BYTES_PER_BYTE));
+        // Counted only then, and never taken back: a sync may begin at any moment.
+        if fits {
+            self.spent.fetch_add(bytes, Ordering::Relaxed);
         }
         fits
     }
@@ -201,13 +208,11 @@ impl Core {
         let mut was_below = false;
         loop {
             let guard = self.disk.clone();
-            if !durable {
-                guard.sync_begins();
-            }
             let looked = move || {
-                guard.look();
-                if !durable {
-                    guard.sync_ended();
+                if durable {
+                    guard.look();
+                } else {
+                    guard.nothing_to_write();
                 }
                 guard.is_below()
             };

@@ -87,6 +87,11 @@ impl Core {
                 let guard = self.disk.clone();
                 doors::blocking(&*self.doors.workers, move || guard.sync_ended()).await;
                 synced = Instant::now();
+            } else if applied <= durable && synced.elapsed() >= SYNC_INTERVAL {
+                // Entries that a leader sends again and again must not count for ever.
+                let guard = self.disk.clone();
+                doors::blocking(&*self.doors.workers, move || guard.nothing_to_write()).await;
+                synced = Instant::now();
             }
             if too_long {
                 match self.shorten_log(last_cut).await {

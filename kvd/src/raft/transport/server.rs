@@ -445,14 +445,14 @@ async fn serve_appends(service: &Service, conn: Conn) -> Result<(), WireError> {
                 }
                 let bytes = frame.body.len();
                 let request = read_append(frame.body, hello.sender.node)?;
-                if !request.entries.is_empty() && !service.ctx.gate.has_room(bytes) {
-                    return Err(WireError::Ended("the disk is full"));
-                }
                 if stream.is_none() {
                     stream = service.raft.get().map(|port| AppendStream::new(&*port, limits.appends_in_flight_max));
                 }
                 match &stream {
                     Some(stream) => {
+                        if !request.entries.is_empty() && !service.ctx.gate.has_room(bytes) {
+                            return Err(WireError::Ended("the disk is full"));
+                        }
                         owed.push_back((frame.request, bytes));
                         owed_bytes += bytes;
                         // There is room for as many as may be owed. A stream that ended says so
