@@ -403,6 +403,9 @@ impl<S: Service> Connection<S> {
 
     /// Waits while CLIENT PAUSE holds such a command. CLIENT itself goes on, to end the pause.
     async fn wait_for_pause(&mut self, spec: &'static Spec) -> Result<(), Gone> {
+        if !self.shared.pause.any() {
+            return Ok(());
+        }
         let writes = match &self.queue {
             Some(queue) if spec.name == "exec" => {
                 queue.requests.iter().any(|queued| queued.spec.is_write())
@@ -462,7 +465,7 @@ impl<S: Service> Connection<S> {
         self.shared
             .metrics
             .ran(request.spec, failed, started.elapsed());
-        self.note_slow(&request, started.elapsed());
+        self.note_slow(std::slice::from_ref(&request), started.elapsed());
         self.entry.queued(self.queue.as_ref());
         if let Some(reply) = reply {
             self.put(&reply);
@@ -569,12 +572,12 @@ impl<S: Service> Connection<S> {
         for (request, reply) in requests.iter().zip(replies) {
             let failed = reply.is_error();
             self.shared.metrics.ran(request.spec, failed, each);
-            self.note_slow(request, each);
         }
+        self.note_slow(requests, each);
     }
 
-    /// Notes a command that was slow, or a spike.
-    fn note_slow(&self, request: &Request, took: Duration) {
+    /// Notes commands that took so long each, if that is slow, or a spike.
+    fn note_slow(&self, requests: &[Request], took: Duration) {
         let settings = self.shared.settings();
         let slow = settings.slower_than.is_some_and(|limit| took >= limit);
         let spike = !settings.spike.is_zero() && took >= settings.spike;
@@ -582,26 +585,28 @@ impl<S: Service> Connection<S> {
             return;
         }
         let at_s = self.shared.doors.clock.wall_ms() / 1000;
-        if spike {
-            let event = match request.spec.has(Flags::FAST) {
-                true => "fast-command",
-                false => "command",
-            };
-            self.shared.spikes.note(event, at_s, took);
-        }
-        if slow && !request.spec.has(Flags::SKIP_SLOWLOG) {
-            let name = {
-                let about = self.entry.about.lock().expect("no panic while held");
-                about.name.clone()
-            };
-            self.shared.slow_log.note(
-                settings.slow_log_max,
-                at_s,
-                took,
-                &request.args,
-                &self.entry.addr,
-                &name,
-            );
+        let name = {
+            let about = self.entry.about.lock().expect("no panic while held");
+            about.name.clone()
+        };
+        for request in requests {
+            if spike {
+                let event = match request.spec.has(Flags::FAST) {
+                    true => "fast-command",
+                    false => "command",
+                };
+                self.shared.spikes.note(event, at_s, took);
+            }
+            if slow && !request.spec.has(Flags::SKIP_SLOWLOG) {
+                self.shared.slow_log.note(
+                    settings.slow_log_max,
+                    at_s,
+                    took,
+                    &request.args,
+                    &self.entry.addr,
+                    &name,
+                );
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! CLIENT PAUSE: commands that wait until a time, or until UNPAUSE.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -13,11 +14,18 @@ struct Held {
 
 /// Whether commands of this node's clients are held.
 #[derive(Debug)]
-pub(super) struct Pause(watch::Sender<Option<Held>>);
+pub(super) struct Pause {
+    held: watch::Sender<Option<Held>>,
+    /// Looked at for every command, so without a lock.
+    any: AtomicBool,
+}
 
 impl Default for Pause {
     fn default() -> Self {
-        Pause(watch::Sender::new(None))
+        Pause {
+            held: watch::Sender::new(None),
+            any: AtomicBool::new(false),
+        }
     }
 }
 
@@ -26,7 +34,8 @@ impl Pause {
     /// by another one while it lasts.
     pub(super) fn begin(&self, time: Duration, all: bool) {
         let now = Instant::now();
-        self.0.send_modify(|held| {
+        self.any.store(true, Ordering::Relaxed);
+        self.held.send_modify(|held| {
             let running = held.filter(|held| held.until > now);
             let until = now + time;
             *held = Some(Held {
@@ -37,19 +46,25 @@ impl Pause {
     }
 
     pub(super) fn end(&self) {
-        self.0.send_replace(None);
+        self.held.send_replace(None);
+        self.any.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether there was a pause that nobody has ended.
+    pub(super) fn any(&self) -> bool {
+        self.any.load(Ordering::Relaxed)
     }
 
     /// Whether a command would wait at this moment.
     pub(super) fn holds(&self, writes: bool) -> bool {
-        self.0
+        self.held
             .borrow()
             .is_some_and(|held| (held.all || writes) && held.until > Instant::now())
     }
 
     /// Waits until a command may go on.
     pub(super) async fn over(&self, writes: bool) {
-        let mut changes = self.0.subscribe();
+        let mut changes = self.held.subscribe();
         loop {
             let held = *changes.borrow_and_update();
             match held {
