@@ -46,10 +46,10 @@ pub struct Identity {
     magic: String,
     format: u32,
     /// This node: random, never used again.
-    #[serde(with = "hex_u64")]
+    #[serde(with = "crate::hex::u64")]
     pub node: NodeId,
     /// The cluster; 0 while it belongs to none.
-    #[serde(with = "hex_u128")]
+    #[serde(with = "crate::hex::u128")]
     pub cluster: u128,
     /// The name that the cluster knows it by.
     pub name: String,
@@ -412,32 +412,6 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// The directory could not be opened or synced.
 pub fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
-}
-
-pub(crate) mod hex_u64 {
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    pub(crate) fn serialize<S: Serializer>(value: &u64, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(&format!("{value:016x}"))
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
-        let text = String::deserialize(d)?;
-        u64::from_str_radix(&text, 16).map_err(serde::de::Error::custom)
-    }
-}
-
-mod hex_u128 {
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(value: &u128, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(&format!("{value:032x}"))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<u128, D::Error> {
-        let text = String::deserialize(d)?;
-        u128::from_str_radix(&text, 16).map_err(serde::de::Error::custom)
-    }
 }
 
 #[cfg(test)]

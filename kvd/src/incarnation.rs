@@ -19,7 +19,7 @@ pub struct Incarnation {
     /// Which start of its directory it is; the first is 1.
     pub number: u64,
     /// Random.
-    #[serde(with = "crate::data_dir::hex_u64")]
+    #[serde(with = "crate::hex::u64")]
     pub id: u64,
 }
 

@@ -6,6 +6,7 @@ pub mod config;
 pub mod data_dir;
 pub mod doors;
 pub mod exit;
+mod hex;
 pub mod incarnation;
 pub mod keyspace;
 pub mod metrics;
