@@ -500,14 +500,29 @@ pub fn cluster(root: &Path, backends: &[&str]) -> Vec<Node> {
         .enumerate()
         .map(|(n, backend)| Node::new(root, &format!("node{n}"), backend))
         .collect();
-    for node in &mut nodes {
+    join(&mut nodes);
+    nodes
+}
+
+/// Starts nodes that are called `node0` and so on, and takes all into the cluster of the first.
+///
+/// # Panics
+///
+/// A node does not start or is not taken in.
+pub fn join(nodes: &mut [Node]) {
+    for node in &mut *nodes {
         node.start();
     }
-    for n in 1..nodes.len() {
-        let (name, addr) = (format!("node{n}"), nodes[n].raft_addr());
-        assert_eq!(nodes[0].client().call(&["JOIN", &name, &addr]), Reply::Ok);
+    for (n, node) in nodes.iter().enumerate().skip(1) {
+        let (name, addr) = (format!("node{n}"), node.raft_addr());
+        let mut reply = Reply::Null;
+        // A node that holds commands for no time may refuse while it is still finding its feet.
+        until("the node is taken in", || {
+            reply = nodes[0].client().call(&["JOIN", &name, &addr]);
+            reply.error_prefix() != Some("CLUSTERDOWN")
+        });
+        assert_eq!(reply, Reply::Ok);
     }
-    nodes
 }
 
 /// Waits until all nodes have applied the same entry, and returns their digests.

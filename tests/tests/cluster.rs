@@ -1,7 +1,7 @@
 //! Three members: birth, JOIN, reads and writes everywhere, the loss of members.
 
 use kvd::resp::Reply;
-use kvd_tests::{Node, alone, cluster, leader, level_digests, until};
+use kvd_tests::{Node, alone, cluster, join, leader, level_digests, until};
 
 #[test]
 fn three_members_serve_reads_and_writes_on_every_node() {
@@ -242,21 +242,9 @@ fn members_come_and_go_by_the_commands_of_redisraft() {
 fn local_reads_go_on_without_a_leader_unless_their_age_is_limited() {
     let _alone = alone();
     let temp = tempfile::tempdir().unwrap();
-    let names = ["node0", "node1", "node2"];
-    let mut nodes: Vec<Node> = names
-        .iter()
-        .map(|name| Node::new(temp.path(), name, "redb"))
-        .collect();
+    let mut nodes = ["node0", "node1", "node2"].map(|name| Node::new(temp.path(), name, "redb"));
     nodes[2] = Node::new(temp.path(), "node2", "redb").with(&["--max-staleness", "1000"]);
-    for node in &mut nodes {
-        node.start();
-    }
-    for n in 1..3 {
-        let joined = nodes[0]
-            .client()
-            .call(&["JOIN", names[n], &nodes[n].raft_addr()]);
-        assert_eq!(joined, Reply::Ok);
-    }
+    join(&mut nodes);
     assert_eq!(nodes[0].client().call(&["SET", "a", "1"]), Reply::Ok);
     let mut local: Vec<_> = nodes.iter().map(Node::client).collect();
     for client in &mut local {

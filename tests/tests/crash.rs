@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kvd::outcome::{self, Fate};
 use kvd::resp::Reply;
-use kvd_tests::{Client, Node, alone, cluster, leader, level_digests, until};
+use kvd_tests::{Client, Node, alone, cluster, join, leader, level_digests, until};
 
 /// Rounds of each kind of crash: a few here, many on demand (`KVD_ROUNDS=20`).
 fn rounds() -> usize {
@@ -225,15 +225,7 @@ fn an_error_that_says_it_did_not_happen_never_hides_a_write() {
     let mut nodes: Vec<Node> = (0..3)
         .map(|n| Node::new(temp.path(), &format!("node{n}"), "redb").with(&["--hold", "50"]))
         .collect();
-    for node in &mut nodes {
-        node.start();
-    }
-    for n in 1..3 {
-        let (name, addr) = (format!("node{n}"), nodes[n].raft_addr());
-        until("it is taken in", || {
-            nodes[0].client().call(&["JOIN", &name, &addr]) == Reply::Ok
-        });
-    }
+    join(&mut nodes);
     let writes = Writes::default();
     let refusals = || writes.refused.lock().unwrap().len();
     for _ in 0..rounds() {

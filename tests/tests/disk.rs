@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use kvd::resp::Reply;
-use kvd_tests::{Node, alone, until};
+use kvd_tests::{Node, alone, join, level_digests, until};
 
 fn free_bytes(path: &Path) -> u64 {
     let stat = rustix::fs::statvfs(path).unwrap();
@@ -63,14 +63,8 @@ fn a_follower_whose_disk_is_full_is_left_behind_and_comes_level_later() {
         .map(|n| Node::new(temp.path(), &format!("node{n}"), "redb"))
         .collect();
     nodes[2] = Node::new(temp.path(), "node2", "redb").with(&["--min-free-bytes", &floor]);
-    for node in &mut nodes {
-        node.start();
-    }
+    join(&mut nodes);
     let mut client = nodes[0].client();
-    for (n, node) in nodes.iter().enumerate().skip(1) {
-        let joined = client.call(&["JOIN", &format!("node{n}"), &node.raft_addr()]);
-        assert_eq!(joined, Reply::Ok);
-    }
     fill(&filler, 2 * MARGIN);
     let mut full = nodes[2].client();
     until("the follower has no room", || {
@@ -80,6 +74,6 @@ fn a_follower_whose_disk_is_full_is_left_behind_and_comes_level_later() {
     });
     assert_eq!(full.call(&["PING"]), Reply::pong());
     std::fs::remove_file(&filler).unwrap();
-    let digests = kvd_tests::level_digests(&nodes);
+    let digests = level_digests(&nodes);
     assert_eq!(digests[0], digests[2]);
 }

@@ -5,10 +5,21 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kvd::resp::Reply;
-use kvd_tests::{Node, alone, client_programs, cluster, leader, repository};
+use kvd_tests::{Node, alone, client_programs, cluster, leader, repository, until};
+
+/// The keys that the clients set.
+const KEYS: [&str; 7] = [
+    "ride:redis-rs",
+    "ride:redis-py-plain",
+    "ride:redis-py-cluster",
+    "ride:ioredis",
+    "ride:ioredis-cluster",
+    "ride:node-redis",
+    "ride:node-redis-cluster",
+];
 
 /// One client's loop, and how to end it.
 struct Ride {
@@ -93,7 +104,6 @@ fn redis_rs_cluster(nodes: &[Node]) -> Ride {
                     Err(error) => told.errors.push(error.to_string()),
                 }
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         told
     });
@@ -132,12 +142,29 @@ fn clients(nodes: &[Node]) -> Vec<Ride> {
     rides
 }
 
-/// Lets the clients work for a while: the time is what the test is about.
-fn ride(time: Duration) {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+/// Waits until every client has gone some way on: each sets a key of its own to a higher number.
+fn ride(nodes: &[Node]) {
+    const STEPS: u64 = 25;
+    let alive = nodes.iter().find(|node| node.pid().is_some());
+    let mut client = alive.expect("a node runs").client();
+    let mut reached = || {
+        let request: Vec<&str> = std::iter::once("MGET").chain(KEYS).collect();
+        let Reply::Array(values) = client.call(&request) else {
+            panic!("MGET answers an array");
+        };
+        let number = |value: Reply| match value {
+            Reply::Bulk(digits) => String::from_utf8_lossy(&digits).parse().unwrap_or(0),
+            _ => 0_u64,
+        };
+        values.into_iter().map(number).collect::<Vec<_>>()
+    };
+    let before = reached();
+    until("every client goes on", || {
+        let now = reached();
+        now.iter()
+            .zip(&before)
+            .all(|(now, before)| *now >= before + STEPS)
+    });
 }
 
 /// What a client does by itself, whatever the server: see docs/clients.md.
@@ -155,21 +182,21 @@ fn clients_ride_through_a_handover_a_crash_and_a_rolling_restart() {
     let temp = tempfile::tempdir().unwrap();
     let mut nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
     let rides = clients(&nodes);
-    ride(Duration::from_secs(1));
+    ride(&nodes);
     for to in ["node1", "node2", "node1"] {
         let moved = nodes[0].client().call(&["RAFT.TRANSFER_LEADER", to]);
         assert_eq!(moved, Reply::Ok);
-        ride(Duration::from_millis(500));
+        ride(&nodes);
     }
     nodes[1].kill();
     leader(&nodes);
-    ride(Duration::from_secs(1));
+    ride(&nodes);
     nodes[1].start();
-    ride(Duration::from_secs(1));
-    for node in &mut nodes {
-        assert_eq!(node.terminate(), Some(0));
-        node.start();
-        ride(Duration::from_secs(1));
+    ride(&nodes);
+    for n in 0..nodes.len() {
+        assert_eq!(nodes[n].terminate(), Some(0));
+        nodes[n].start();
+        ride(&nodes);
     }
     let mut failed = Vec::new();
     println!("| client | calls | errors | longest call |");
