@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use openraft::ChangeMembers;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::core::{Core, Leadership};
+use super::membership::CHANGE_TIMEOUT;
 use super::peer::{Request, Response};
 use crate::data_dir::Addresses;
 use crate::raft::NodeId;
@@ -79,20 +80,22 @@ impl Core {
                 .insert(id, raft_addr.to_owned());
         }
         let nodes = BTreeMap::from([(id, moved)]);
-        let changed = self
+        let change = self
             .raft
-            .change_membership(ChangeMembers::SetNodes(nodes), true)
-            .await;
+            .change_membership(ChangeMembers::SetNodes(nodes), true);
+        let changed = timeout(CHANGE_TIMEOUT, change).await;
         self.moved.lock().expect("no panic while held").remove(&id);
         match changed {
-            Ok(_) => {
+            Ok(Ok(_)) => {
                 tracing::info!(member = %member.name, raft_addr, client_addr, "member moved");
                 Response::Reply(crate::resp::Reply::Ok)
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 tracing::warn!(member = %member.name, %error, "a member's move was not noted");
                 Response::Refused
             }
+            // It may be committed later, and is asked for again until then.
+            Err(_) => Response::Unknown,
         }
     }
 }

@@ -20,7 +20,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const GREET_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// Clocks that differ by more are worth a line: expiries jump by so much when the leader changes.
-pub(super) const CLOCKS_DIFFER_MS: u64 = 1000;
+const CLOCKS_DIFFER_MS: u64 = 1000;
 
 /// What is known of a member from greeting it.
 struct Greeted {

@@ -84,15 +84,7 @@ impl Change {
     /// The same, as another node is asked for it.
     fn request(&self) -> Request {
         match self {
-            Change::Join(JoinRequest {
-                name,
-                raft_addr,
-                voter,
-            }) => Request::Join {
-                name: name.clone(),
-                raft_addr: raft_addr.clone(),
-                voter: *voter,
-            },
+            Change::Join(request) => Request::Join(request.clone()),
             Change::Leave(name) => Request::Leave { name: name.clone() },
         }
     }

@@ -8,6 +8,7 @@
 
 use bytes::Bytes;
 
+use super::types::JoinRequest;
 use crate::raft::codec::{self, Malformed, Reader};
 use crate::raft::entry::Group;
 use crate::raft::reply_codec::{put_reply, read_reply};
@@ -22,11 +23,7 @@ pub(super) enum Request {
     /// Confirm the leadership, and say from which entry on a read is linearizable.
     Barrier,
     /// Take a node in.
-    Join {
-        name: String,
-        raft_addr: String,
-        voter: bool,
-    },
+    Join(JoinRequest),
     /// Take a member out.
     Leave { name: String },
     /// Become a member of this cluster; to a node of another one.
@@ -105,11 +102,11 @@ impl Request {
                 }
             }
             Request::Barrier => out.push(BARRIER),
-            Request::Join {
+            Request::Join(JoinRequest {
                 name,
                 raft_addr,
                 voter,
-            } => {
+            }) => {
                 out.push(JOIN);
                 codec::put_text(&mut out, name);
                 codec::put_text(&mut out, raft_addr);
@@ -164,11 +161,11 @@ impl Request {
                 Request::Forward { term, groups }
             }
             BARRIER => Request::Barrier,
-            JOIN => Request::Join {
+            JOIN => Request::Join(JoinRequest {
                 name: r.text("request")?,
                 raft_addr: r.text("request")?,
                 voter: r.u8("request")? != 0,
-            },
+            }),
             LEAVE => Request::Leave {
                 name: r.text("request")?,
             },
@@ -302,11 +299,11 @@ mod tests {
                 groups: vec![group.clone(), group],
             },
             Request::Barrier,
-            Request::Join {
+            Request::Join(JoinRequest {
                 name: "node1".to_owned(),
                 raft_addr: "h:1".to_owned(),
                 voter: false,
-            },
+            }),
             Request::Leave {
                 name: "node1".to_owned(),
             },
@@ -365,11 +362,11 @@ mod tests {
 
     #[test]
     fn truncated_messages_are_refused() {
-        let request = Request::Join {
+        let request = Request::Join(JoinRequest {
             name: "n".to_owned(),
             raft_addr: "h:1".to_owned(),
             voter: true,
-        }
+        })
         .encode();
         let response = Response::Done(vec![(9, vec![Reply::Ok, Reply::bulk("v")])]).encode();
         for len in 0..request.len() {
