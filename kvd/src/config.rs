@@ -51,6 +51,163 @@ pub enum Command {
     /// Look at storage plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// Copy a cluster's data, and make a new cluster of such a copy
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Make a new cluster of what is left after most members are lost for good
+    Recover(RecoverFlags),
+    /// Look at the Raft log of a stopped node, or repair it
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Look at the data of a stopped node
+    #[command(subcommand)]
+    Data(DataCommand),
+}
+
+/// `kvd snapshot`.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Save all data of a running cluster, or of a stopped node, to a file
+    Save {
+        /// The new file
+        file: PathBuf,
+        /// Any member of a running cluster
+        #[arg(long, env = "KVD_ADDR", value_name = "HOST:PORT", default_value = ADDR)]
+        addr: String,
+        /// Its password
+        #[arg(long, env = "KVD_REQUIREPASS", value_name = "PASSWORD")]
+        requirepass: Option<String>,
+        /// A stopped node's directory instead
+        #[arg(long, value_name = "DIRECTORY")]
+        from: Option<PathBuf>,
+        /// How the stopped node's directory is read
+        #[command(flatten)]
+        engine: EngineFlags,
+    },
+    /// Make the directory of a new cluster's only member from a saved file
+    Restore {
+        /// The saved file
+        file: PathBuf,
+        /// The new directory
+        directory: PathBuf,
+        /// The node's name [default: the last part of its directory]
+        #[arg(long, env = "KVD_NAME")]
+        name: Option<String>,
+        /// How the directory is written
+        #[command(flatten)]
+        engine: EngineFlags,
+    },
+    /// Read a saved file and check all of it
+    Verify {
+        /// The saved file
+        file: PathBuf,
+    },
+}
+
+/// Flags of `kvd recover`.
+#[derive(Debug, Args)]
+pub struct RecoverFlags {
+    /// Say that you mean it: members that are not lost after all can never come back to it
+    #[arg(long, required = true)]
+    pub force_new_cluster: bool,
+    /// The directory of the stopped member that has the most
+    pub directory: PathBuf,
+    /// How it is read
+    #[command(flatten)]
+    pub engine: EngineFlags,
+}
+
+/// `kvd log`.
+#[derive(Debug, Subcommand)]
+pub enum LogCommand {
+    /// Show what a stopped node's log holds, record by record
+    Inspect {
+        /// The node's directory
+        directory: PathBuf,
+        /// From this entry on
+        #[arg(long, value_name = "INDEX", default_value_t = 0)]
+        from: u64,
+        /// Up to this entry
+        #[arg(long, value_name = "INDEX", default_value_t = u64::MAX, hide_default_value = true)]
+        to: u64,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read a stopped node's log and check all of it; exits with 1 for an unfinished record at its
+    /// end, and with 78 for any other damage
+    Verify {
+        /// The node's directory
+        directory: PathBuf,
+    },
+    /// Cut damage off the end of a stopped node's log; what was there is kept beside it
+    Repair {
+        /// The node's directory
+        directory: PathBuf,
+        /// Cut off an unfinished record
+        #[arg(long, required_unless_present = "drop_from")]
+        drop_tail: bool,
+        /// Drop this entry and all behind it
+        #[arg(
+            long,
+            value_name = "INDEX",
+            conflicts_with = "drop_tail",
+            requires = "accept_data_loss"
+        )]
+        drop_from: Option<u64>,
+        /// Say that entries of which clients were told that they are safe may go
+        #[arg(long)]
+        accept_data_loss: bool,
+    },
+}
+
+/// `kvd data`.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Read all data of a stopped node, and check log, engine, contents and snapshots
+    Verify {
+        /// The node's directory
+        directory: PathBuf,
+        /// How it is read
+        #[command(flatten)]
+        engine: EngineFlags,
+    },
+}
+
+/// How a directory's engine is opened.
+#[derive(Debug, Default, Args)]
+pub struct EngineFlags {
+    /// The storage engine: a plugin's name, file or folder [default: the one that wrote the
+    /// directory, or redb]
+    #[arg(long, env = "KVD_BACKEND", value_name = "NAME_OR_PATH")]
+    pub backend: Option<String>,
+    /// An option of the engine; may be repeated (see `kvd plugin info`)
+    #[arg(
+        long,
+        env = "KVD_BACKEND_OPT",
+        value_name = "KEY=VALUE",
+        value_delimiter = ','
+    )]
+    pub backend_opt: Vec<String>,
+    /// The cluster's --max-entry-bytes [default: 67108864]
+    #[arg(long, env = "KVD_MAX_ENTRY_BYTES", value_name = "BYTES")]
+    pub max_entry_bytes: Option<usize>,
+}
+
+impl EngineFlags {
+    /// The settings of a node with these, for a directory that `written_by` wrote.
+    ///
+    /// # Errors
+    ///
+    /// A value is wrong.
+    pub fn settings(&self, written_by: Option<&str>) -> Result<Config, ConfigError> {
+        Config::new(RunFlags {
+            backend: self.backend.clone().or(written_by.map(str::to_owned)),
+            backend_opt: Some(self.backend_opt.clone()),
+            max_entry_bytes: self.max_entry_bytes,
+            ..RunFlags::default()
+        })
+    }
 }
 
 /// Flags of `kvd dev`.
@@ -588,7 +745,8 @@ fn address(name: &str, text: String) -> Result<String, ConfigError> {
     })
 }
 
-fn default_name(directory: &Path) -> String {
+/// The name of a node in this directory, unless it is given one.
+pub fn default_name(directory: &Path) -> String {
     let whole = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
     match whole.file_name().and_then(|name| name.to_str()) {
         Some(name) => name.replace(char::is_whitespace, "_"),

@@ -69,6 +69,9 @@ pub struct Identity {
     /// An adoption has begun to wipe the directory and must finish before anything is read.
     #[serde(default)]
     pub wiping: bool,
+    /// A command that makes log and state anew has begun: only that command may go on.
+    #[serde(default)]
+    pub rebuilding: bool,
 }
 
 /// Where a node was told to be.
@@ -86,6 +89,12 @@ pub enum DataDirError {
     /// Another process has it.
     #[error("data directory {} is in use by another process", .0.display())]
     Locked(PathBuf),
+    /// It is none.
+    #[error("{} is no data directory of kvd: it has no file NODE", .0.display())]
+    Absent(PathBuf),
+    /// A command that makes its log and state anew was cut off.
+    #[error("data directory {} is half rebuilt: a command on it was cut off", .0.display())]
+    HalfRebuilt(PathBuf),
     /// Reading or writing it failed.
     #[error("data directory {}: {source}", path.display())]
     Io {
@@ -152,24 +161,7 @@ impl DataDir {
             .mode(0o700)
             .create(path)
             .map_err(at(path))?;
-        let lock_path = path.join("LOCK");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(at(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(DataDirError::Locked(path.to_owned())),
-            Err(TryLockError::Error(source)) => {
-                return Err(DataDirError::Io {
-                    path: lock_path,
-                    source,
-                });
-            }
-        }
+        let lock = lock(path)?;
         let file = path.join("NODE");
         let mut identity = match fs::read(&file) {
             Ok(bytes) => read_identity(&file, &bytes)?,
@@ -188,6 +180,9 @@ impl DataDir {
             }
             Err(source) => return Err(DataDirError::Io { path: file, source }),
         };
+        if identity.rebuilding {
+            return Err(DataDirError::HalfRebuilt(path.to_owned()));
+        }
         if identity.backend != birth.backend {
             return Err(DataDirError::Backend {
                 path: path.to_owned(),
@@ -207,6 +202,94 @@ impl DataDir {
         dir.save()?;
         dir.create_folders()?;
         Ok(dir)
+    }
+
+    /// Locks the directory of a stopped node, for a command that looks at it or repairs it. No
+    /// start is noted and nothing is changed.
+    ///
+    /// # Errors
+    ///
+    /// See [`DataDirError`]; also that an adoption was cut off, which the next start finishes.
+    pub fn open_stopped(path: &Path) -> Result<Self, DataDirError> {
+        let file = path.join("NODE");
+        let bytes = match fs::read(&file) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(DataDirError::Absent(path.to_owned()));
+            }
+            Err(source) => return Err(DataDirError::Io { path: file, source }),
+        };
+        let lock = lock(path)?;
+        let identity = read_identity(&file, &bytes)?;
+        if identity.wiping {
+            return Err(DataDirError::Foreign {
+                path: file,
+                reason: "an adoption was cut off; start the node, which finishes it".to_owned(),
+            });
+        }
+        Ok(DataDir {
+            path: path.to_owned(),
+            identity,
+            _lock: lock,
+        })
+    }
+
+    /// Makes a directory, which must be absent or empty, for a node whose state comes from
+    /// elsewhere. It cannot be started until [`found`](Self::found) is called.
+    ///
+    /// # Errors
+    ///
+    /// See [`DataDirError`].
+    pub fn create(path: &Path, birth: &Birth, random: &Random) -> Result<Self, DataDirError> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DataDirError::Io { path, source }
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(at(path))?;
+        if fs::read_dir(path).map_err(at(path))?.next().is_some() {
+            return Err(DataDirError::Io {
+                path: path.to_owned(),
+                source: io::ErrorKind::DirectoryNotEmpty.into(),
+            });
+        }
+        let dir = DataDir {
+            path: path.to_owned(),
+            identity: Identity {
+                rebuilding: true,
+                ..new_identity(birth, random)
+            },
+            _lock: lock(path)?,
+        };
+        dir.save()?;
+        dir.create_folders()?;
+        Ok(dir)
+    }
+
+    /// Makes the node the only member of a new cluster, under a new identity, last known at
+    /// `addresses`. Its log and state must say the same.
+    ///
+    /// # Errors
+    ///
+    /// The file could not be replaced.
+    pub fn found(
+        &mut self,
+        node: NodeId,
+        cluster: u128,
+        addresses: Addresses,
+    ) -> Result<(), DataDirError> {
+        self.update(|identity| {
+            identity.node = node;
+            identity.cluster = cluster;
+            identity.stage = Stage::Founded;
+            identity.incarnations = Incarnations::default();
+            identity.peers.clear();
+            identity.addresses = Some(addresses);
+            identity.rebuilding = false;
+        })
     }
 
     /// The directory itself.
@@ -344,6 +427,35 @@ impl DataDir {
     }
 }
 
+fn lock(path: &Path) -> Result<File, DataDirError> {
+    let lock_path = path.join("LOCK");
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&lock_path)
+        .map_err(|source| DataDirError::Io {
+            path: lock_path.clone(),
+            source,
+        })?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(DataDirError::Locked(path.to_owned())),
+        Err(TryLockError::Error(source)) => Err(DataDirError::Io {
+            path: lock_path,
+            source,
+        }),
+    }
+}
+
+/// A node's identity and a cluster's, both new. Zero means "unknown" on the wire.
+pub fn new_ids(random: &Random) -> (NodeId, u128) {
+    let nonzero = || random.next() | 1 << 63;
+    let cluster = u128::from(nonzero()) << 64 | u128::from(random.next());
+    (nonzero(), cluster)
+}
+
 fn read_identity(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirError> {
     let foreign = |reason: String| DataDirError::Foreign {
         path: path.to_owned(),
@@ -364,13 +476,11 @@ fn read_identity(path: &Path, bytes: &[u8]) -> Result<Identity, DataDirError> {
 }
 
 fn new_identity(birth: &Birth, random: &Random) -> Identity {
-    // Zero means "unknown" on the wire.
-    let nonzero = || random.next() | 1 << 63;
-    let cluster = u128::from(nonzero()) << 64 | u128::from(random.next());
+    let (node, cluster) = new_ids(random);
     Identity {
         magic: MAGIC.to_owned(),
         format: FORMAT,
-        node: nonzero(),
+        node,
         cluster: if birth.found { cluster } else { 0 },
         name: birth.name.clone(),
         incarnations: Incarnations::default(),
@@ -383,6 +493,7 @@ fn new_identity(birth: &Birth, random: &Random) -> Identity {
         peers: BTreeMap::new(),
         addresses: None,
         wiping: false,
+        rebuilding: false,
     }
 }
 

@@ -2,20 +2,24 @@
 //! others; each line of a node's log carries its name.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use kvd::config::DevFlags;
 use kvd::exit;
+use kvd::resp::Reply;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failed;
+use crate::client::Client;
 
 /// How long a node may take to answer for the first time.
 const START_TIME: Duration = Duration::from_secs(30);
+
+/// How long it may take to take a node in.
+const ANSWER_TIME: Duration = Duration::from_secs(90);
 
 struct Node {
     name: String,
@@ -114,7 +118,7 @@ fn start(node: &Node, flags: &DevFlags) -> Result<Child, Failed> {
 async fn join(nodes: &[Node]) -> Result<(), Failed> {
     for node in nodes {
         let answers = async {
-            while call(node.port, &["PING"]).as_deref() != Some("+PONG") {
+            while !matches!(call(node.port, &["PING"]), Ok(Reply::Simple(_))) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
@@ -128,9 +132,13 @@ async fn join(nodes: &[Node]) -> Result<(), Failed> {
     for node in &nodes[1..] {
         let addr = format!("localhost:{}", node.raft_port);
         match call(nodes[0].port, &["JOIN", &node.name, &addr]) {
-            Some(answer) if answer == "+OK" => {}
+            Ok(Reply::Ok) => {}
             answer => {
-                let answer = answer.unwrap_or_else(|| "no answer".to_owned());
+                let answer = match answer {
+                    Ok(Reply::Error(text)) => text.into_owned(),
+                    Ok(other) => format!("{other:?}"),
+                    Err(error) => error.to_string(),
+                };
                 return Err(Failed::new(
                     exit::CONFIG,
                     format!("JOIN {}: {answer}", node.name),
@@ -141,24 +149,9 @@ async fn join(nodes: &[Node]) -> Result<(), Failed> {
     Ok(())
 }
 
-/// One command, and the first line of its answer.
-fn call(port: u16, args: &[&str]) -> Option<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream
-        .set_read_timeout(Some(Duration::from_secs(90)))
-        .ok()?;
-    let mut request = format!("*{}\r\n", args.len());
-    for arg in args {
-        request += &format!("${}\r\n{arg}\r\n", arg.len());
-    }
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut answer = Vec::new();
-    let mut byte = [0];
-    while !answer.ends_with(b"\r\n") {
-        stream.read_exact(&mut byte).ok()?;
-        answer.push(byte[0]);
-    }
-    Some(String::from_utf8_lossy(&answer).trim_end().to_owned())
+/// One command to a node of this machine.
+fn call(port: u16, args: &[&str]) -> std::io::Result<Reply> {
+    Client::connect(&format!("127.0.0.1:{port}"), ANSWER_TIME)?.call(args)
 }
 
 /// SIGTERM to all, then waits for them.

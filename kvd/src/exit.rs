@@ -3,6 +3,9 @@
 /// Done.
 pub const OK: i32 = 0;
 
+/// A log that ends with an unfinished record: `kvd log verify` and its like say so.
+pub const TORN: i32 = 1;
+
 /// A wrong flag, key or subcommand.
 pub const USAGE: i32 = 2;
 

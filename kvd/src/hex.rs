@@ -1,4 +1,15 @@
-//! Numbers as hex digits of a fixed width in files of JSON, where large ones would be rounded.
+//! Hex digits: of bytes, and of numbers in files of JSON, where large ones would be rounded.
+
+use std::fmt::Write as _;
+
+/// Two digits for each byte.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        write!(text, "{byte:02x}").expect("a string takes everything");
+    }
+    text
+}
 
 pub(crate) mod u64 {
     use serde::{Deserialize as _, Deserializer, Serializer};

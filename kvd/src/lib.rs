@@ -12,6 +12,7 @@ pub mod keyspace;
 pub mod metrics;
 pub mod net;
 pub mod node;
+pub mod offline;
 pub mod outcome;
 pub mod raft;
 pub mod resp;

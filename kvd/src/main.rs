@@ -1,6 +1,8 @@
 //! Parses arguments, starts a node, runs it until a signal, returns an exit code.
 
+mod client;
 mod dev;
+mod maintenance;
 mod plugin;
 mod run;
 
@@ -47,7 +49,9 @@ fn main() {
                 std::process::exit(exit::OK);
             }
             let text = error.to_string();
-            let line = text.lines().next().unwrap_or_default();
+            // What is missing stands on lines of its own, up to an empty one.
+            let lines = text.lines().take_while(|line| !line.trim().is_empty());
+            let line = lines.map(str::trim).collect::<Vec<_>>().join(" ");
             eprintln!("kvd: {}", line.trim_start_matches("error: "));
             eprintln!("     hint: kvd --help");
             std::process::exit(exit::USAGE);
@@ -58,6 +62,10 @@ fn main() {
             .map_err(|error| Failed::new(exit::USAGE, error))
             .and_then(run::run),
         Some(Command::Dev(flags)) => dev::run(&flags),
+        Some(Command::Snapshot(command)) => maintenance::snapshot(command),
+        Some(Command::Recover(flags)) => maintenance::recover(&flags),
+        Some(Command::Log(command)) => maintenance::log(command),
+        Some(Command::Data(command)) => maintenance::data(command),
         Some(Command::Plugin(PluginCommand::Info { plugin })) => plugin::info(&plugin),
     };
     if let Err(failed) = done {

@@ -260,11 +260,15 @@ fn auth_of(config: &Config) -> Result<Arc<dyn Auth>, Failed> {
     Ok(Arc::new(NoAuth))
 }
 
-fn data_dir_failed(error: DataDirError) -> Failed {
+pub(crate) fn data_dir_failed(error: DataDirError) -> Failed {
     let (code, hint) = match &error {
         DataDirError::Locked(_) => (exit::LOCKED, None),
         DataDirError::Io { .. } => (exit::IO, None),
-        DataDirError::Foreign { .. } => (exit::CONFIG, None),
+        DataDirError::Foreign { .. } | DataDirError::Absent(_) => (exit::CONFIG, None),
+        DataDirError::HalfRebuilt(_) => (
+            exit::CONFIG,
+            Some("give `kvd recover` or `kvd snapshot restore` again".to_owned()),
+        ),
         DataDirError::Backend { found, .. } => (
             exit::CONFIG,
             Some(format!("--backend {found}, or another directory")),

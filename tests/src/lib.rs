@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -324,6 +324,40 @@ impl Drop for Node {
         }
         self.kill();
     }
+}
+
+/// Runs kvd until it ends by itself.
+///
+/// # Panics
+///
+/// It cannot be started.
+pub fn kvd(args: &[&str]) -> Output {
+    Command::new(built().join("kvd"))
+        .args(args)
+        .output()
+        .expect("kvd starts")
+}
+
+/// Runs kvd, which must fail: with this exit code, and one line with `part`, perhaps with a hint.
+///
+/// # Panics
+///
+/// It ends otherwise.
+#[track_caller]
+pub fn refused(args: &[&str], code: i32, part: &str) {
+    let output = kvd(args);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+    let said: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("kvd: "))
+        .collect();
+    assert_eq!(said.len(), 1, "{args:?}: {text}");
+    assert!(said[0].contains(part), "{args:?}: {text}");
+    assert!(
+        !text.contains("panicked") && !text.contains("backtrace"),
+        "{text}"
+    );
 }
 
 /// A redis-server to compare with, ended when it is dropped.

@@ -16,6 +16,7 @@ mod failover;
 mod identity;
 mod licences;
 mod limits;
+mod offline;
 mod once;
 mod power;
 mod preload;

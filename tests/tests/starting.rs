@@ -1,37 +1,10 @@
 //! Starting and stopping: what works, and what a wrong start says.
 
 use std::path::Path;
-use std::process::{Command, Output};
 
 use kvd::exit;
 use kvd::resp::Reply;
-use kvd_tests::{Node, alone, built, cluster, free_port, level_digests};
-
-/// Runs kvd until it ends by itself.
-fn kvd(args: &[&str]) -> Output {
-    Command::new(built().join("kvd"))
-        .args(args)
-        .output()
-        .expect("kvd starts")
-}
-
-/// A start that must fail: its exit code, and one clear line, perhaps with a hint.
-#[track_caller]
-fn refused(args: &[&str], code: i32, part: &str) {
-    let output = kvd(args);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
-    let said: Vec<&str> = text
-        .lines()
-        .filter(|line| line.starts_with("kvd: "))
-        .collect();
-    assert_eq!(said.len(), 1, "{args:?}: {text}");
-    assert!(said[0].contains(part), "{args:?}: {text}");
-    assert!(
-        !text.contains("panicked") && !text.contains("backtrace"),
-        "{text}"
-    );
-}
+use kvd_tests::{Node, alone, built, cluster, free_port, kvd, level_digests, refused};
 
 /// Flags with addresses that nobody uses.
 fn elsewhere() -> [String; 2] {

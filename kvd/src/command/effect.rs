@@ -64,6 +64,8 @@ pub enum Effect {
         /// Whether it shall vote.
         voter: bool,
     },
+    /// About a copy of all data, taken while the node serves.
+    Backup(Backup),
     /// Remove a member.
     Leave {
         /// The member's name.
@@ -186,6 +188,17 @@ pub enum Latency {
     Reset(Vec<String>),
     /// The distributions of these commands, or of all.
     Histogram(Vec<String>),
+}
+
+/// BACKUP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backup {
+    /// Take one for this connection, and answer its index and its length.
+    Open,
+    /// Some of its bytes, from this offset on.
+    Read(u64),
+    /// Drop it.
+    Close,
 }
 
 /// Who shall lead next.

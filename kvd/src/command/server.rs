@@ -10,12 +10,7 @@ type Answer = Result<Reply, Failure>;
 
 /// The digest of this node's own applied contents, as 40 hex digits.
 pub(super) fn debug_digest(_: &Call<'_>, view: &View<'_>) -> Answer {
-    let mut text = String::with_capacity(40);
-    for byte in view.digest()? {
-        use std::fmt::Write;
-        write!(text, "{byte:02x}").expect("a string takes everything");
-    }
-    Ok(Reply::simple(text))
+    Ok(Reply::simple(crate::hex::text(&view.digest()?)))
 }
 
 /// The number of slots.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::command::args::{error, integer, is_word, printable, syntax_error};
 use crate::command::effect::{
-    Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, KillFilter, Latency,
+    Backup, Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, KillFilter, Latency,
     LibraryInfo, ReplyMode, Shutdown, SlowLog, Successor,
 };
 use crate::command::table;
@@ -364,6 +364,21 @@ pub(super) fn memory_doctor(_: &[&[u8]]) -> Answer {
 
 pub(super) fn memory_purge(_: &[&[u8]]) -> Answer {
     ok(Reply::Ok)
+}
+
+pub(super) fn backup_open(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Backup(Backup::Open))
+}
+
+pub(super) fn backup_read(args: &[&[u8]]) -> Answer {
+    match u64::try_from(integer(args[2])?) {
+        Ok(offset) => Ok(Effect::Backup(Backup::Read(offset))),
+        Err(_) => error("ERR offset is out of range"),
+    }
+}
+
+pub(super) fn backup_close(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Backup(Backup::Close))
 }
 
 pub(super) fn slowlog_get(args: &[&[u8]]) -> Answer {

@@ -789,6 +789,16 @@ pub static TABLE: &[Spec] = &[
             "Takes another node into the cluster, by its Raft address; without a vote it only holds \
              the data and serves reads",
         ),
+    Spec::session("backup", -2, session::container)
+        .flags(ADMIN.with(Flags::NO_MULTI))
+        .subcommands(BACKUP)
+        .complexity("That of the subcommand")
+        .docs(
+            Group::Server,
+            "kvd 0.1.0",
+            "",
+            "About copies of all data, as `kvd snapshot save` fetches them",
+        ),
     Spec::session("leave", 2, session::leave)
         .flags(Flags::ADMIN.with(NOSCRIPT).with(Flags::NO_MULTI))
         .docs(
@@ -1268,6 +1278,36 @@ static MEMORY: &[Spec] = &[
         "Does nothing: memory goes back to the system by itself",
     ),
     help("memory|help", Group::Server, "4.0.0"),
+];
+
+static BACKUP: &[Spec] = &[
+    Spec::session("backup|open", 2, session::backup_open)
+        .flags(ADMIN.with(Flags::NO_MULTI))
+        .complexity("O(N) with N keys")
+        .docs(
+            Group::Server,
+            "kvd 0.1.0",
+            "",
+            "Writes a snapshot that holds everything acknowledged, keeps it for this connection, and \
+             answers the log's index that it holds and its length in bytes",
+        ),
+    Spec::session("backup|read", 3, session::backup_read)
+        .flags(ADMIN.with(Flags::NO_MULTI))
+        .docs(
+            Group::Server,
+            "kvd 0.1.0",
+            "offset",
+            "Answers up to 1 MiB of this connection's snapshot",
+        ),
+    Spec::session("backup|close", 2, session::backup_close)
+        .flags(ADMIN.with(Flags::NO_MULTI))
+        .docs(
+            Group::Server,
+            "kvd 0.1.0",
+            "",
+            "Removes this connection's snapshot, as its end does",
+        ),
+    help("backup|help", Group::Server, "kvd 0.1.0"),
 ];
 
 static SLOWLOG: &[Spec] = &[

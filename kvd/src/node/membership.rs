@@ -33,7 +33,8 @@ pub(super) const LEVEL_ENTRIES: u64 = 1024;
 const LEVEL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Names of intents among the cluster's bookkeeping.
-const INTENT_PREFIX: &str = "join:";
+/// What the cluster means to do about its members is kept under these names.
+pub const JOIN_INTENTS: &str = "join:";
 
 /// What the intent to take in a member without a vote ends with.
 const NONVOTER: &str = " NONVOTER";
@@ -204,7 +205,7 @@ impl Core {
         let mut intent = GroupBuilder::internal();
         intent.command(&[
             META_SET,
-            format!("{INTENT_PREFIX}{name}").as_bytes(),
+            format!("{JOIN_INTENTS}{name}").as_bytes(),
             intended(&raft_addr, voter).as_bytes(),
         ]);
         self.bookkeep(intent).await?;
@@ -511,13 +512,13 @@ impl Core {
             return Vec::new();
         };
         let found = View::new(&reading.view, reading.replicated_ms, reading.now_ms)
-            .and_then(|view| view.systems(INTENT_PREFIX));
+            .and_then(|view| view.systems(JOIN_INTENTS));
         match found {
             Ok(intents) => intents
                 .into_iter()
                 .map(|(name, intended)| {
                     let intended = String::from_utf8_lossy(&intended).into_owned();
-                    let name = name.trim_start_matches(INTENT_PREFIX).to_owned();
+                    let name = name.trim_start_matches(JOIN_INTENTS).to_owned();
                     match intended.strip_suffix(NONVOTER) {
                         Some(addr) => JoinRequest {
                             name,
@@ -541,7 +542,7 @@ impl Core {
 
     async fn forget_intent(&self, name: &str) -> Result<(), Undone> {
         let mut group = GroupBuilder::internal();
-        group.command(&[META_DELETE, format!("{INTENT_PREFIX}{name}").as_bytes()]);
+        group.command(&[META_DELETE, format!("{JOIN_INTENTS}{name}").as_bytes()]);
         self.bookkeep(group).await
     }
 

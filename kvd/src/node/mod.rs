@@ -30,6 +30,7 @@ use tokio::time::timeout;
 
 use self::core::{Core, Leadership, Watcher};
 use self::disk::DiskGuard;
+pub use self::membership::JOIN_INTENTS;
 use self::peer::{Request, Response};
 use self::port::PeerPort;
 use self::propose::Proposer;
@@ -45,6 +46,7 @@ use crate::raft::entry::Group;
 use crate::raft::executor::Executor;
 use crate::raft::log::{self, LogStore};
 use crate::raft::snapshot::SnapshotDir;
+use crate::raft::spool::{SnapshotSource as _, Spool};
 use crate::raft::state_machine::{self, StateMachine};
 use crate::raft::transport;
 use crate::raft::{Member, NodeId, Raft};
@@ -436,6 +438,25 @@ impl Node {
         match self.core() {
             Ok(core) => core.replicas(index, wanted, patience).await,
             Err(_) => 0,
+        }
+    }
+
+    /// Writes a snapshot that holds everything acknowledged so far; also the index where it ends.
+    ///
+    /// # Errors
+    ///
+    /// `CLUSTERDOWN` when no leader confirms in time, or that the disk failed.
+    pub async fn backup(&self) -> Result<(u64, Spool), Reply> {
+        let core = self.core()?;
+        drop(core.read(ReadLevel::Linearizable, 0).await?);
+        match core.machine.spool().await {
+            Ok((meta, spool)) => Ok((meta.last_log_id.map_or(0, |id| id.index), spool)),
+            Err(error) => {
+                tracing::error!(%error, "a backup could not be written");
+                Err(Reply::error(format!(
+                    "ERR the backup could not be written: {error}"
+                )))
+            }
         }
     }
 

@@ -86,17 +86,7 @@ impl SnapshotDir {
     ///
     /// The engine could not be read or the file not written.
     pub fn spool_out(&self, store: &Store) -> io::Result<(Position, Spool)> {
-        let path = self.temporary("out");
-        let mut out = create(&path)?;
-        // From here on the file goes when anything fails.
-        let mut spool = Spool::temporary(path, 0);
-        let view = store.read().map_err(io::Error::other)?;
-        let position = Position::from_mark(view.mark()).map_err(io::Error::other)?;
-        stream::write(&view, view.mark(), &mut out).map_err(io::Error::other)?;
-        drop(view);
-        out.flush()?;
-        spool.bytes = out.get_ref().metadata()?.len();
-        Ok((position, spool))
+        write(store, &self.temporary("out"))
     }
 
     /// Makes a temporary file of a state durable under its final name, and drops older ones.
@@ -154,6 +144,32 @@ fn create(path: &Path) -> io::Result<io::BufWriter<File>> {
     Ok(io::BufWriter::with_capacity(256 * 1024, file))
 }
 
+/// Writes the present state of `store` to a new file, which goes when it is dropped.
+fn write(store: &Store, path: &Path) -> io::Result<(Position, Spool)> {
+    let mut out = create(path)?;
+    // From here on the file goes when anything fails.
+    let mut spool = Spool::temporary(path.to_owned(), 0);
+    let view = store.read().map_err(io::Error::other)?;
+    let position = Position::from_mark(view.mark()).map_err(io::Error::other)?;
+    stream::write(&view, view.mark(), &mut out).map_err(io::Error::other)?;
+    drop(view);
+    out.flush()?;
+    spool.bytes = out.get_ref().metadata()?.len();
+    Ok((position, spool))
+}
+
+/// Writes the present state of `store` durably to a new file for someone to keep.
+///
+/// # Errors
+///
+/// The file exists, the engine could not be read or the file not written.
+pub fn export(store: &Store, path: &Path) -> io::Result<Position> {
+    let (position, mut spool) = write(store, path)?;
+    File::open(path)?.sync_all()?;
+    spool.keep = true;
+    Ok(position)
+}
+
 /// Verifies a snapshot file and replaces the contents of `store` by it.
 ///
 /// # Errors
@@ -168,7 +184,12 @@ pub fn install(path: &Path, store: &Store) -> io::Result<Position> {
     Ok(position)
 }
 
-fn verify(path: &Path) -> io::Result<Mark> {
+/// Reads a whole snapshot file and checks everything in it; returns the mark of its state.
+///
+/// # Errors
+///
+/// It is damaged, or could not be read.
+pub fn verify(path: &Path) -> io::Result<Mark> {
     let mut file = BufReader::with_capacity(256 * 1024, File::open(path)?);
     stream::verify(&mut file)
         .map(|header| header.mark)

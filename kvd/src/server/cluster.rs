@@ -3,6 +3,7 @@
 use sha2::{Digest as _, Sha256};
 
 use crate::command::effect::Cluster;
+use crate::hex;
 use crate::node::{MemberStatus, Role, Status};
 use crate::resp::Reply;
 
@@ -11,10 +12,7 @@ fn node_name(cluster: u128, node: u64) -> String {
     let mut digest = Sha256::new();
     digest.update(cluster.to_le_bytes());
     digest.update(node.to_le_bytes());
-    digest.finalize()[..20]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex::text(&digest.finalize()[..20])
 }
 
 fn host_port(addr: &str) -> (String, i64) {

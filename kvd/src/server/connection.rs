@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout};
 
+use super::backup::Copy;
 use super::{ClientEntry, Service, Shared};
 use crate::command::effect::ReplyMode;
 use crate::command::{self, Call, Flags, REPLY_BYTES_MAX, Spec};
@@ -87,6 +88,7 @@ pub(super) struct Connection<S: Service> {
     pub(super) readonly: bool,
     pub(super) redirectable: bool,
     pub(super) monitor: Option<broadcast::Receiver<String>>,
+    pub(super) copy: Option<Copy>,
     pub(super) last_write: u64,
     pub(super) queue: Option<Queue>,
     pub(super) reply_mode: ReplyMode,
@@ -126,6 +128,7 @@ impl<S: Service> Connection<S> {
             readonly: false,
             redirectable: false,
             monitor: None,
+            copy: None,
             last_write: 0,
             queue: None,
             reply_mode: ReplyMode::On,

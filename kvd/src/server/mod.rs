@@ -3,6 +3,7 @@
 //! A connection cuts requests off its input, joins what it can into one proposal or one read
 //! barrier, and answers in the order of the requests. It knows the node only as a [`Service`].
 
+mod backup;
 mod cluster;
 mod connection;
 mod info;
@@ -17,7 +18,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ use crate::doors::Doors;
 use crate::metrics::Metrics;
 use crate::node::{ConfigLimits, JoinRequest, ReadLevel, Reading, RedirectMode, Status, Written};
 use crate::raft::entry::Group;
+use crate::raft::spool::Spool;
 use crate::raft::{Member, NodeId};
 use crate::resp::Reply;
 
@@ -68,6 +70,8 @@ pub trait Service: Clone + Send + Sync + 'static {
     fn leave(&self, name: String) -> impl Future<Output = Reply> + Send;
     /// Hands leadership to a member, or to whichever is best placed.
     fn transfer(&self, to: Option<NodeId>) -> impl Future<Output = Reply> + Send;
+    /// Writes a snapshot that holds everything acknowledged so far; also the index where it ends.
+    fn backup(&self) -> impl Future<Output = Result<(u64, Spool), Reply>> + Send;
     /// Waits at most `hold` for a leader.
     fn leader_known(&self, hold: Duration) -> impl Future<Output = bool> + Send;
     /// The lines of INFO's `# Backend`.
@@ -144,6 +148,8 @@ struct Shared<S> {
     clients: Mutex<BTreeMap<u64, Arc<ClientEntry>>>,
     stopping: watch::Sender<bool>,
     pause: Pause,
+    /// A connection holds a copy of all data.
+    copying: Arc<AtomicBool>,
     monitors: Monitors,
     slow_log: SlowLog,
     spikes: Spikes,
@@ -193,6 +199,7 @@ impl<S: Service> Server<S> {
                 clients: Mutex::default(),
                 stopping: watch::Sender::new(false),
                 pause: Pause::default(),
+                copying: Arc::default(),
                 monitors: Monitors::default(),
                 slow_log: SlowLog::default(),
                 spikes: Spikes::default(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Service;
 use crate::node::{ConfigLimits, JoinRequest, Node, ReadLevel, Reading, Status, Written};
 use crate::raft::entry::Group;
+use crate::raft::spool::Spool;
 use crate::raft::{Member, NodeId};
 use crate::resp::Reply;
 
@@ -47,6 +48,10 @@ impl Service for Node {
 
     async fn transfer(&self, to: Option<NodeId>) -> Reply {
         Node::transfer(self, to).await
+    }
+
+    async fn backup(&self) -> Result<(u64, Spool), Reply> {
+        Node::backup(self).await
     }
 
     async fn leader_known(&self, hold: Duration) -> bool {

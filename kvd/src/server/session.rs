@@ -56,6 +56,7 @@ impl<S: Service> Connection<S> {
             }
             Effect::Hello(hello) => self.hello(hello),
             Effect::Reset => {
+                self.copy = None;
                 (self.queue, self.aware, self.readonly) = (None, false, false);
                 self.redirectable = false;
                 self.stop_monitoring();
@@ -129,6 +130,7 @@ impl<S: Service> Connection<S> {
                     })
                     .await
             }
+            Effect::Backup(what) => return self.backup(what).await,
             Effect::Leave { name } => service.leave(name).await,
             Effect::Cluster(what) => {
                 self.aware = true;

@@ -12,6 +12,7 @@ use crate::command::{self, Call};
 use crate::doors::{BoxFuture, Listener, Net, Random, Stream, Threads};
 use crate::keyspace::{Limits, Txn};
 use crate::node::Role;
+use crate::raft::snapshot::SnapshotDir;
 use crate::storage::{Mark, MemoryEngine, Store};
 
 const NOW_MS: u64 = 1_700_000_000_000;
@@ -22,6 +23,8 @@ struct Fake(Arc<Inner>);
 
 struct Inner {
     store: Store,
+    snapshots: SnapshotDir,
+    folder: tempfile::TempDir,
     state: Mutex<State>,
     /// A leader is known from here on.
     led: Notify,
@@ -40,8 +43,11 @@ struct State {
 
 impl Fake {
     fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
         Fake(Arc::new(Inner {
             store: Store::new(Arc::new(MemoryEngine::new())),
+            snapshots: SnapshotDir::open(folder.path()).unwrap(),
+            folder,
             state: Mutex::default(),
             led: Notify::new(),
         }))
@@ -154,6 +160,11 @@ impl Service for Fake {
 
     async fn transfer(&self, _to: Option<NodeId>) -> Reply {
         Reply::Ok
+    }
+
+    async fn backup(&self) -> Result<(u64, Spool), Reply> {
+        let (_, spool) = self.0.snapshots.spool_out(&self.0.store).unwrap();
+        Ok((self.state().index, spool))
     }
 
     async fn leader_known(&self, _: Duration) -> bool {
@@ -991,4 +1002,40 @@ async fn an_unknown_outcome_of_one_command_is_not_that_of_its_transaction() {
     assert_eq!(client.line().await, "*2");
     assert!(client.line().await.starts_with("-UNKNOWN "));
     assert_eq!(client.line().await, ":1");
+}
+
+#[tokio::test]
+async fn a_backup_belongs_to_one_connection_and_goes_with_it() {
+    let world = World::new();
+    let (mut first, mut second) = (world.client(), world.client());
+    first.says("SET a 1\r\n", "+OK\r\n").await;
+    first
+        .says(
+            "BACKUP READ 0\r\n",
+            "-ERR this connection has no backup open\r\n",
+        )
+        .await;
+    first.send("BACKUP OPEN\r\n").await;
+    first.hears("*2\r\n:1\r\n:").await;
+    let bytes: usize = first.line().await.parse().unwrap();
+    first.send("BACKUP READ 0\r\n").await;
+    first.hears(&format!("${bytes}\r\nKVDSNAP1")).await;
+    first.send("BACKUP CLOSE\r\nBACKUP OPEN\r\n").await;
+    while first.line().await != "+OK" {}
+    first.hears("*2\r\n:1\r\n:").await;
+    first.line().await;
+    second
+        .says(
+            "BACKUP OPEN\r\n",
+            "-ERR another connection has a backup open; there is one at a time\r\n",
+        )
+        .await;
+    first
+        .says(&format!("BACKUP READ {bytes}\r\n"), "$0\r\n\r\n")
+        .await;
+    first.says("RESET\r\n", "+RESET\r\n").await;
+    second.send("BACKUP OPEN\r\n").await;
+    second.hears("*2\r\n:1\r\n:").await;
+    let files = std::fs::read_dir(world.fake.0.folder.path()).unwrap();
+    assert_eq!(files.count(), 1);
 }

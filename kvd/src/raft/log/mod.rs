@@ -11,14 +11,18 @@
 
 mod format;
 mod journal;
+mod rebuild;
 mod record;
 mod restart;
+mod scan;
 mod store;
 
 pub use format::{Identity, OpenError};
 pub use journal::{FileJournal, Flushed, Journal, JournalState, MemoryDisk, MemoryJournal, Visit};
+pub use rebuild::{Contents, rebuild};
 pub use record::Body;
 pub use restart::{RestartError, RestartState, check_restart};
+pub use scan::{Change, End, Record, Scan, scan};
 pub use store::{LogStats, LogStore};
 
 #[cfg(test)]

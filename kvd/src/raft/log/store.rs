@@ -25,7 +25,7 @@ use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
 pub(super) const READ_BYTES_MAX: usize = 1 << 20;
 
 /// The folder with the chunks, beside the `FORMAT` file.
-const CHUNKS: &str = "chunks";
+pub(super) const CHUNKS: &str = "chunks";
 
 /// Called once when the log has failed: one line that says what and where.
 pub(super) type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;

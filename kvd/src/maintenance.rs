@@ -1,0 +1,505 @@
+//! `kvd snapshot`, `kvd recover`, `kvd log` and `kvd data`: what an operator does beside running
+//! nodes.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvd::config::{
+    Config, DataCommand, EngineFlags, LogCommand, RecoverFlags, SnapshotCommand, default_name,
+};
+use kvd::data_dir::{Birth, DataDir, DataDirError};
+use kvd::doors::Random;
+use kvd::exit;
+use kvd::keyspace::Limits;
+use kvd::node::OpenEngine;
+use kvd::offline::{self, Error, Reborn};
+use kvd::raft::entry;
+use kvd::raft::log::{Change, End, Record};
+use kvd::raft::snapshot;
+use kvd::resp::Reply;
+use kvd::storage::PluginEngine;
+
+use crate::client::Client;
+use crate::run::data_dir_failed;
+use crate::{Failed, plugin};
+
+/// A node may write its whole data to a file before it answers.
+const BACKUP_TIME: Duration = Duration::from_secs(3600);
+
+fn failed(error: Error) -> Failed {
+    match error {
+        Error::DataDir(error) => data_dir_failed(error),
+        Error::Io(error) if error.kind() != std::io::ErrorKind::InvalidData => {
+            Failed::new(exit::IO, error)
+        }
+        error => Failed::new(exit::CONFIG, error),
+    }
+}
+
+/// The engine for a directory, and what decides how entries are carried out.
+struct Engine {
+    name: String,
+    open: OpenEngine,
+    limits: Limits,
+}
+
+fn engine(flags: &EngineFlags, written_by: Option<&str>) -> Result<Engine, Failed> {
+    let Config {
+        backend,
+        backend_options,
+        limits,
+        ..
+    } = flags
+        .settings(written_by)
+        .map_err(|error| Failed::new(exit::USAGE, error))?;
+    let plugin = plugin::load(&backend)?;
+    let name = plugin.describe().name;
+    let open: OpenEngine = Arc::new(move |path| {
+        let engine = plugin
+            .open(path, &backend_options)
+            .map_err(|error| error.to_string())?;
+        Ok(Arc::new(PluginEngine::new(engine)))
+    });
+    Ok(Engine {
+        name,
+        open,
+        limits: Limits {
+            key_bytes_max: limits.key_bytes_max as u64,
+            value_bytes_max: limits.value_bytes_max as u64,
+        },
+    })
+}
+
+/// The engine that wrote a stopped node's directory.
+fn engine_of(flags: &EngineFlags, directory: &Path) -> Result<Engine, Failed> {
+    let dir = DataDir::open_stopped(directory).map_err(data_dir_failed)?;
+    let engine = engine(flags, Some(&dir.identity().backend))?;
+    if engine.name != dir.identity().backend {
+        return Err(data_dir_failed(DataDirError::Backend {
+            path: directory.to_owned(),
+            found: dir.identity().backend.clone(),
+            wanted: engine.name,
+        }));
+    }
+    Ok(engine)
+}
+
+/// `kvd snapshot`.
+pub(crate) fn snapshot(command: SnapshotCommand) -> Result<(), Failed> {
+    match command {
+        SnapshotCommand::Save {
+            file,
+            addr,
+            requirepass,
+            from: None,
+            ..
+        } => fetch(&file, &addr, requirepass.as_deref()),
+        SnapshotCommand::Save {
+            file,
+            from: Some(directory),
+            engine,
+            ..
+        } => {
+            let engine = engine_of(&engine, &directory)?;
+            let saved = offline::save_snapshot(&directory, &file, &engine.open, engine.limits)
+                .map_err(failed)?;
+            println!("saved {} up to entry {}", file.display(), saved.index);
+            if saved.behind > 0 {
+                println!(
+                    "{} later entries are in the node's log, but it does not know that they are \
+                     committed; a running cluster does",
+                    saved.behind
+                );
+            }
+            Ok(())
+        }
+        SnapshotCommand::Restore {
+            file,
+            directory,
+            name,
+            engine: flags,
+        } => {
+            let engine = engine(&flags, None)?;
+            let birth = Birth {
+                name: name.unwrap_or_else(|| default_name(&directory)),
+                backend: engine.name.clone(),
+                found: true,
+            };
+            let random = Random::from_os();
+            let reborn = offline::restore_snapshot(
+                &file,
+                &directory,
+                &birth,
+                &engine.open,
+                engine.limits,
+                &random,
+            )
+            .map_err(failed)?;
+            tell(&reborn, &directory, &engine.name);
+            Ok(())
+        }
+        SnapshotCommand::Verify { file } => {
+            let mark = snapshot::verify(&file).map_err(|error| failed(error.into()))?;
+            println!(
+                "{} is whole and ends at entry {}",
+                file.display(),
+                mark.index
+            );
+            Ok(())
+        }
+    }
+}
+
+/// `kvd recover`.
+pub(crate) fn recover(flags: &RecoverFlags) -> Result<(), Failed> {
+    let engine = engine_of(&flags.engine, &flags.directory)?;
+    let random = Random::from_os();
+    let reborn = offline::force_new_cluster(&flags.directory, &engine.open, engine.limits, &random)
+        .map_err(failed)?;
+    tell(&reborn, &flags.directory, &engine.name);
+    Ok(())
+}
+
+fn tell(reborn: &Reborn, directory: &Path, backend: &str) {
+    println!(
+        "{} is the only member of the new cluster {:032x}, with all up to entry {}",
+        reborn.name, reborn.cluster, reborn.last
+    );
+    if reborn.applied > 0 {
+        println!("{} entries came from its log", reborn.applied);
+    }
+    println!(
+        "start it: kvd --backend {backend} {}; then JOIN empty nodes to it",
+        directory.display()
+    );
+}
+
+/// Fetches a copy from a running node.
+fn fetch(file: &Path, addr: &str, password: Option<&str>) -> Result<(), Failed> {
+    let at = |error: std::io::Error| Failed::new(exit::IO, format!("{addr}: {error}"));
+    let in_file =
+        |error: std::io::Error| Failed::new(exit::IO, format!("{}: {error}", file.display()));
+    let mut client = Client::connect(addr, BACKUP_TIME).map_err(at)?;
+    let refused = |reply: &Reply| {
+        let text = match reply {
+            Reply::Error(text) => text.to_string(),
+            other => format!("unexpected answer {other:?}"),
+        };
+        Failed::new(exit::CONFIG, format!("{addr}: {text}"))
+    };
+    if let Some(password) = password {
+        match client.call(&["AUTH", password]).map_err(at)? {
+            Reply::Ok => {}
+            other => return Err(refused(&other)),
+        }
+    }
+    let opened = client.call(&["BACKUP", "OPEN"]).map_err(at)?;
+    let bytes = match &opened {
+        Reply::Array(parts) => match parts[..] {
+            [Reply::Int(_), Reply::Int(bytes)] => bytes as u64,
+            _ => return Err(refused(&opened)),
+        },
+        other => return Err(refused(other)),
+    };
+    let partial = with_suffix(file, ".part");
+    if file.exists() {
+        return Err(in_file(std::io::ErrorKind::AlreadyExists.into()));
+    }
+    let mut out = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&partial)
+        .map_err(in_file)?;
+    let mut got = 0;
+    while got < bytes {
+        let piece = client
+            .call(&["BACKUP", "READ", &got.to_string()])
+            .map_err(at)?;
+        let Reply::Bulk(piece) = piece else {
+            return Err(refused(&piece));
+        };
+        if piece.is_empty() {
+            return Err(Failed::new(exit::IO, format!("{addr}: it ends too early")));
+        }
+        out.write_all(&piece).map_err(in_file)?;
+        got += piece.len() as u64;
+    }
+    out.sync_all().map_err(in_file)?;
+    let mark = snapshot::verify(&partial).map_err(|error| failed(error.into()))?;
+    std::fs::rename(&partial, file).map_err(in_file)?;
+    let folder = file
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    kvd::data_dir::sync_dir(folder.unwrap_or(Path::new("."))).map_err(in_file)?;
+    println!(
+        "saved {} up to entry {}, {bytes} bytes",
+        file.display(),
+        mark.index
+    );
+    Ok(())
+}
+
+fn with_suffix(file: &Path, suffix: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// `kvd log`.
+pub(crate) fn log(command: LogCommand) -> Result<(), Failed> {
+    match command {
+        LogCommand::Inspect {
+            directory,
+            from,
+            to,
+            json,
+        } => {
+            let mut file = PathBuf::new();
+            let (_, scan) = offline::scan_log(&directory, &mut |record| {
+                if !is_in(record, from, to) {
+                    return;
+                }
+                if json {
+                    println!("{}", as_json(record));
+                    return;
+                }
+                if file != record.file {
+                    file.clone_from(&record.file);
+                    println!("{}", file.display());
+                }
+                let what = describe(&record.change);
+                println!("  {:>9} {:>8} bytes  {what}", record.offset, record.bytes);
+            })
+            .map_err(failed)?;
+            if !json {
+                summary(&scan);
+            }
+            ended(&scan.end)
+        }
+        LogCommand::Verify { directory } => {
+            let (_, scan) = offline::scan_log(&directory, &mut |_| {}).map_err(failed)?;
+            summary(&scan);
+            ended(&scan.end)
+        }
+        LogCommand::Repair {
+            directory,
+            drop_from,
+            ..
+        } => {
+            let repaired = match drop_from {
+                Some(index) => offline::drop_from(&directory, index),
+                None => offline::drop_tail(&directory),
+            }
+            .map_err(failed)?;
+            let what = if drop_from.is_some() {
+                "entries"
+            } else {
+                "bytes"
+            };
+            println!(
+                "{} {what} were dropped; the log ends with entry {}",
+                repaired.dropped, repaired.last
+            );
+            if let Some(kept) = repaired.kept {
+                println!("what was there is kept in {}", kept.display());
+            }
+            Ok(())
+        }
+    }
+}
+
+/// `kvd data`.
+pub(crate) fn data(command: DataCommand) -> Result<(), Failed> {
+    let DataCommand::Verify { directory, engine } = command;
+    let engine = engine_of(&engine, &directory)?;
+    let report = offline::verify_data(&directory, &engine.open, engine.limits).map_err(failed)?;
+    summary(&report.log);
+    println!("engine      {}", report.backend);
+    println!("applied     up to entry {}", report.applied);
+    println!("keys        {}", report.keys);
+    println!("digest      {}", report.digest);
+    println!("snapshots   {}", report.snapshots.len());
+    ended(&report.log.end)
+}
+
+fn summary(scan: &kvd::raft::log::Scan) {
+    let id = |id: Option<kvd::raft::LogId>| match id {
+        Some(id) => format!("{} of term {}", id.index, id.leader_id.term),
+        None => "none".to_owned(),
+    };
+    println!(
+        "log         {} files, {} bytes, {} records",
+        scan.files, scan.bytes, scan.records
+    );
+    match (scan.entries.keys().next(), scan.entries.keys().last()) {
+        (Some(first), Some(last)) => println!("entries     {first} to {last}"),
+        _ => println!("entries     none"),
+    }
+    println!("last        {}", id(scan.state.last));
+    println!("committed   {}", id(scan.state.committed));
+    println!("purged      {}", id(scan.state.purged));
+    match scan.state.vote {
+        Some(vote) => println!(
+            "vote        term {} for {:016x}{}",
+            vote.leader_id.term,
+            vote.leader_id.voted_for,
+            if vote.committed { ", elected" } else { "" }
+        ),
+        None => println!("vote        none"),
+    }
+}
+
+fn ended(end: &End) -> Result<(), Failed> {
+    match end {
+        End::Whole => Ok(()),
+        End::Torn {
+            file,
+            offset,
+            bytes,
+        } => Err(Failed::new(
+            exit::TORN,
+            format!(
+                "{} ends with an unfinished record of {bytes} bytes at byte {offset}; nobody was \
+                 promised anything of it",
+                file.display()
+            ),
+        )
+        .with_hint(Some(
+            "kvd log repair --drop-tail, if the node does not start",
+        ))),
+        End::Damaged {
+            file,
+            offset,
+            reason,
+        } => Err(Failed::new(
+            exit::CONFIG,
+            format!("{} is damaged at byte {offset}: {reason}", file.display()),
+        )
+        .with_hint(Some(
+            "wipe the directory and JOIN the node again; only if all members are lost: kvd log \
+             repair --drop-from INDEX --accept-data-loss",
+        ))),
+    }
+}
+
+fn is_in(record: &Record, from: u64, to: u64) -> bool {
+    match record.change {
+        Change::Append(id, _) => (from..=to).contains(&id.index),
+        _ => from == 0 && to == u64::MAX,
+    }
+}
+
+/// The names of the commands of an entry, each with how often it comes.
+fn commands(change: &Change) -> Vec<(String, usize)> {
+    let mut found: Vec<(String, usize)> = Vec::new();
+    let mut add = |name: String| match found.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, count)) => *count += 1,
+        None => found.push((name, 1)),
+    };
+    let Change::Append(_, body) = change else {
+        return found;
+    };
+    match body.payload() {
+        Ok(openraft::EntryPayload::Normal(proposal)) => {
+            for group in entry::decode(proposal.0).map_or(Vec::new(), |(_, groups)| groups) {
+                let (mut commands, mut args) = (group.commands(), Vec::new());
+                while let Ok(true) = commands.next_into(&mut args) {
+                    let name = args
+                        .first()
+                        .map_or("", |name| std::str::from_utf8(name).unwrap_or_default());
+                    add(name.to_ascii_uppercase());
+                }
+            }
+        }
+        Ok(openraft::EntryPayload::Membership(_)) => add("(membership)".to_owned()),
+        Ok(openraft::EntryPayload::Blank) => add("(blank)".to_owned()),
+        Err(_) => {}
+    }
+    found
+}
+
+fn describe(change: &Change) -> String {
+    match change {
+        Change::Vote(vote) => format!(
+            "vote      term {} for {:016x}{}",
+            vote.leader_id.term,
+            vote.leader_id.voted_for,
+            if vote.committed { ", elected" } else { "" }
+        ),
+        Change::Append(id, _) => {
+            let commands = commands(change)
+                .into_iter()
+                .map(|(name, count)| match count {
+                    1 => name,
+                    count => format!("{count} {name}"),
+                });
+            let commands: Vec<String> = commands.collect();
+            format!(
+                "entry     {} of term {}: {}",
+                id.index,
+                id.leader_id.term,
+                commands.join(", ")
+            )
+        }
+        Change::Commit(id) => format!("committed {}", id.index),
+        Change::Truncate(last) => {
+            format!("dropped   behind {}", last.map_or(0, |id| id.index))
+        }
+        Change::Purge(id) => format!("purged    up to {}", id.index),
+        Change::State(state) => format!(
+            "state     last {}, committed {}, purged {}",
+            state.last.map_or(0, |id| id.index),
+            state.committed.map_or(0, |id| id.index),
+            state.purged.map_or(0, |id| id.index)
+        ),
+    }
+}
+
+fn as_json(record: &Record) -> serde_json::Value {
+    let mut value = serde_json::json!({
+        "file": record.file,
+        "offset": record.offset,
+        "bytes": record.bytes,
+    });
+    let more = match &record.change {
+        Change::Vote(vote) => serde_json::json!({
+            "kind": "vote",
+            "term": vote.leader_id.term,
+            "node": format!("{:016x}", vote.leader_id.voted_for),
+            "elected": vote.committed,
+        }),
+        Change::Append(id, _) => {
+            let commands: serde_json::Map<String, serde_json::Value> = commands(&record.change)
+                .into_iter()
+                .map(|(name, count)| (name, count.into()))
+                .collect();
+            serde_json::json!({
+                "kind": "entry",
+                "index": id.index,
+                "term": id.leader_id.term,
+                "commands": commands,
+            })
+        }
+        Change::Commit(id) => serde_json::json!({ "kind": "committed", "index": id.index }),
+        Change::Truncate(last) => {
+            serde_json::json!({ "kind": "dropped", "behind": last.map_or(0, |id| id.index) })
+        }
+        Change::Purge(id) => serde_json::json!({ "kind": "purged", "upto": id.index }),
+        Change::State(state) => serde_json::json!({
+            "kind": "state",
+            "last": state.last.map_or(0, |id| id.index),
+            "committed": state.committed.map_or(0, |id| id.index),
+            "purged": state.purged.map_or(0, |id| id.index),
+        }),
+    };
+    if let (Some(value), serde_json::Value::Object(more)) = (value.as_object_mut(), more) {
+        value.extend(more);
+    }
+    value
+}
