@@ -22,6 +22,7 @@ mod power;
 mod preload;
 mod raft_suite;
 mod readme;
+mod replicas;
 mod ride;
 mod starting;
 mod transactions;

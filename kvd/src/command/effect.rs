@@ -64,6 +64,8 @@ pub enum Effect {
         /// Whether it shall vote.
         voter: bool,
     },
+    /// Compare the contents of all members.
+    Compare,
     /// About a copy of all data, taken while the node serves.
     Backup(Backup),
     /// Remove a member.

@@ -366,6 +366,10 @@ pub(super) fn memory_purge(_: &[&[u8]]) -> Answer {
     ok(Reply::Ok)
 }
 
+pub(super) fn raft_compare(_: &[&[u8]]) -> Answer {
+    Ok(Effect::Compare)
+}
+
 pub(super) fn backup_open(_: &[&[u8]]) -> Answer {
     Ok(Effect::Backup(Backup::Open))
 }

@@ -823,6 +823,16 @@ pub static TABLE: &[Spec] = &[
             "ADD id host:port | REMOVE id",
             "RedisRaft's way to change members: JOIN and LEAVE by a member's id",
         ),
+    Spec::session("raft.compare", 1, session::raft_compare)
+        .flags(Flags::ADMIN.with(NOSCRIPT).with(Flags::NO_MULTI))
+        .complexity("O(N) with N keys, on each member, beside its work")
+        .docs(
+            Group::Cluster,
+            "kvd 0.1.0",
+            "",
+            "Answers an index of the log, whether all members' contents behind it are equal, and the \
+             digest of each",
+        ),
     Spec::session("raft.transfer_leader", -1, session::raft_transfer_leader)
         .flags(ADMIN)
         .docs(

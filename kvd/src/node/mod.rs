@@ -3,6 +3,7 @@
 //! This is all that `server` knows of agreement.
 
 mod announce;
+mod compare;
 mod core;
 mod disk;
 mod greeting;
@@ -420,6 +421,14 @@ impl Node {
     pub async fn leave(&self, name: String) -> Reply {
         match self.core() {
             Ok(core) => core.leave(name).await,
+            Err(reply) => reply,
+        }
+    }
+
+    /// Compares all members' contents behind one entry of the log.
+    pub async fn compare(&self) -> Reply {
+        match self.core() {
+            Ok(core) => core.compare().await,
             Err(reply) => reply,
         }
     }

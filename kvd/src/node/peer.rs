@@ -43,6 +43,8 @@ pub(super) enum Request {
         raft_addr: String,
         client_addr: String,
     },
+    /// Tell the digest of the contents behind this entry, which asked for it.
+    Digest { index: u64 },
     /// Hand leadership to this member; 0: to whichever is best placed.
     Transfer { to: NodeId },
 }
@@ -80,6 +82,7 @@ const REPLICAS: u8 = 7;
 const GREET: u8 = 8;
 const TRANSFER: u8 = 9;
 const ANNOUNCE: u8 = 10;
+const DIGEST: u8 = 11;
 
 const DONE: u8 = 1;
 const REFUSED: u8 = 2;
@@ -135,6 +138,10 @@ impl Request {
                 out.push(TRANSFER);
                 out.extend_from_slice(&to.to_le_bytes());
             }
+            Request::Digest { index } => {
+                out.push(DIGEST);
+                out.extend_from_slice(&index.to_le_bytes());
+            }
             Request::Replicas {
                 index,
                 wanted,
@@ -185,6 +192,9 @@ impl Request {
             },
             TRANSFER => Request::Transfer {
                 to: r.u64("request")?,
+            },
+            DIGEST => Request::Digest {
+                index: r.u64("request")?,
             },
             REPLICAS => Request::Replicas {
                 index: r.u64("request")?,
@@ -314,6 +324,7 @@ mod tests {
             Request::Removed,
             Request::Greet,
             Request::Transfer { to: 7 },
+            Request::Digest { index: 12 },
             Request::Announce {
                 raft_addr: "h:1".to_owned(),
                 client_addr: "h:2".to_owned(),

@@ -370,6 +370,7 @@ async fn answer(core: &Arc<Core>, request: Request) -> Response {
                 None => Response::Refused,
             }
         }
+        Request::Digest { index } => core.digest_here(index).await,
         Request::Greet => Response::Greeting {
             wall_ms: core.doors.clock.wall_ms(),
         },

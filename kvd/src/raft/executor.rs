@@ -15,7 +15,7 @@ use super::types::{Applied, Entry, StoredMembership};
 use crate::command::{self, Call, Kind, REPLY_BYTES_MAX};
 use crate::keyspace::{Failure, Limits, State, Txn, sweep};
 use crate::resp::Reply;
-use crate::storage::{self, Store};
+use crate::storage::{self, ReadView, Store};
 
 /// How many due keys one entry removes, so that a wave of expiries cannot make an entry long.
 pub const REMOVED_PER_ENTRY_MAX: usize = 256;
@@ -28,6 +28,12 @@ pub const META_SET: &[u8] = b"META.SET";
 
 /// kvd's own command that removes a value of the cluster's bookkeeping: name.
 pub const META_DELETE: &[u8] = b"META.DELETE";
+
+/// kvd's own command that asks each node for the digest of its contents behind this entry.
+pub const META_DIGEST: &[u8] = b"META.DIGEST";
+
+/// Takes the state as it is behind an entry that asked for it.
+pub type OnAsked = Box<dyn FnMut(Position, ReadView) + Send>;
 
 /// Why a node must stop applying.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +59,7 @@ pub struct Executor {
     due_left: bool,
     /// Nothing is left of epochs before this one.
     swept: u32,
+    on_asked: OnAsked,
 }
 
 /// What one entry gave, and the groups it came from.
@@ -61,6 +68,8 @@ pub struct Outcome {
     pub applied: Applied,
     /// Origin and sequence of each group.
     pub origins: Vec<(u64, u64)>,
+    /// The state behind this entry was asked for.
+    asked: bool,
 }
 
 impl Executor {
@@ -77,7 +86,15 @@ impl Executor {
             limits,
             due_left: false,
             swept: 0,
+            on_asked: Box::new(|_, _| {}),
         })
+    }
+
+    /// Hands the state that an entry asks for to `on_asked`, which must not wait for anything to
+    /// be applied.
+    #[must_use]
+    pub fn with_on_asked(self, on_asked: OnAsked) -> Self {
+        Executor { on_asked, ..self }
     }
 
     /// Where the state stands.
@@ -129,31 +146,52 @@ impl Executor {
         Ok(true)
     }
 
-    /// Carries out `entries` in order and writes their changes as one batch.
+    /// Carries out `entries` in order and writes their changes as one batch, or as several where
+    /// the state in between is asked for.
     ///
     /// The replies may be given out once this has returned.
     ///
     /// # Errors
     ///
-    /// See [`Stop`]; nothing of the group is then written.
+    /// See [`Stop`]; nothing of the last batch is then written.
     pub fn apply<'e>(
         &mut self,
         entries: impl Iterator<Item = &'e Entry>,
     ) -> Result<Vec<Outcome>, Stop> {
+        let mut entries = entries.peekable();
+        let mut outcomes = Vec::new();
+        while entries.peek().is_some() {
+            self.apply_batch(&mut entries, &mut outcomes)?;
+        }
+        Ok(outcomes)
+    }
+
+    fn apply_batch<'e>(
+        &mut self,
+        entries: &mut impl Iterator<Item = &'e Entry>,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), Stop> {
         let engine = self.store.engine().clone();
         let mut position = self.position.clone();
         let mut txn =
             Txn::new(&*engine, position.index(), position.time_ms, 0, self.limits).map_err(stop)?;
-        let mut outcomes = Vec::new();
+        let mut asked = false;
         for entry in entries {
             let outcome = self::apply(entry, &mut txn, &mut position, &mut self.due_left)?;
             position.log_id = Some(entry.log_id);
+            asked = outcome.asked;
             outcomes.push(outcome);
+            if asked {
+                break;
+            }
         }
         let changes = txn.finish();
         self.store.write(&changes.ops(), &position.to_mark())?;
         self.position = position;
-        Ok(outcomes)
+        if asked {
+            (self.on_asked)(self.position.clone(), self.store.read()?);
+        }
+        Ok(())
     }
 }
 
@@ -195,14 +233,18 @@ fn apply(
             let mut outcome = Outcome {
                 applied: Applied::default(),
                 origins: Vec::new(),
+                asked: false,
             };
             for (ordinal, group) in groups.iter().enumerate() {
                 // Each group has its own random numbers, whatever else shares the entry.
                 let seed = seed.wrapping_add((ordinal as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                let replies = run_group(group, txn, seed).map_err(|error| match error {
-                    GroupError::Engine(error) => Stop::Engine(error),
-                    GroupError::Malformed(reason) => damaged(reason),
-                })?;
+                let replies =
+                    run_group(group, txn, seed, &mut outcome.asked).map_err(
+                        |error| match error {
+                            GroupError::Engine(error) => Stop::Engine(error),
+                            GroupError::Malformed(reason) => damaged(reason),
+                        },
+                    )?;
                 outcome.applied.groups.push(replies);
                 outcome.origins.push((group.origin, group.sequence));
             }
@@ -212,6 +254,7 @@ fn apply(
     Ok(Outcome {
         applied: Applied::default(),
         origins: Vec::new(),
+        asked: false,
     })
 }
 
@@ -235,7 +278,12 @@ impl From<Failure> for GroupError {
     }
 }
 
-fn run_group(group: &Group, txn: &mut Txn<'_>, seed: u64) -> Result<Vec<Reply>, GroupError> {
+fn run_group(
+    group: &Group,
+    txn: &mut Txn<'_>,
+    seed: u64,
+    asked: &mut bool,
+) -> Result<Vec<Reply>, GroupError> {
     let mut holds = Ok(true);
     group.preconditions(|key, modified| {
         if matches!(holds, Ok(true)) {
@@ -257,7 +305,7 @@ fn run_group(group: &Group, txn: &mut Txn<'_>, seed: u64) -> Result<Vec<Reply>, 
         let seed = seed ^ ordinal;
         ordinal += 1;
         let reply = if group.is_internal() {
-            run_internal(&args, txn)?
+            run_internal(&args, txn, asked)?
         } else {
             let call = Call {
                 args: &args,
@@ -292,11 +340,12 @@ fn run_command(call: &Call<'_>, txn: &mut Txn<'_>) -> Result<Reply, GroupError> 
     }
 }
 
-fn run_internal(args: &[&[u8]], txn: &mut Txn<'_>) -> Result<Reply, GroupError> {
+fn run_internal(args: &[&[u8]], txn: &mut Txn<'_>, asked: &mut bool) -> Result<Reply, GroupError> {
     let name = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     match args {
         [command, key, value] if *command == META_SET => txn.set_system(&name(key), Some(value)),
         [command, key] if *command == META_DELETE => txn.set_system(&name(key), None),
+        [command] if *command == META_DIGEST => *asked = true,
         _ => return Err(GroupError::Malformed("unknown internal command".to_owned())),
     }
     Ok(Reply::Ok)

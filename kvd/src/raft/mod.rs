@@ -1,6 +1,7 @@
 //! Agreement: kvd's openraft types, its log, state machine, snapshots and transport.
 
 pub mod codec;
+mod digests;
 pub mod entry;
 pub mod executor;
 pub mod log;

@@ -13,6 +13,7 @@ use openraft::{OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use super::digests::Digests;
 use super::executor::{Executor, Stop};
 use super::log::LogStore;
 use super::position::Position;
@@ -21,7 +22,7 @@ use super::spool::{SnapshotData, SnapshotMeta, SnapshotSource, Spool};
 use super::types::{LogId, StoredMembership, TypeConfig};
 use crate::doors::{BoxFuture, Doors, Worker};
 use crate::resp::Reply;
-use crate::storage::{Caps, Store};
+use crate::storage::{Caps, ReadView, Store};
 
 /// Most entries that are carried out and written as one batch.
 pub const ENTRIES_PER_BATCH_MAX: usize = 1024;
@@ -80,6 +81,10 @@ enum SnapshotJob {
     Keep {
         done: oneshot::Sender<io::Result<Position>>,
     },
+    Digest {
+        position: Position,
+        view: ReadView,
+    },
 }
 
 /// The state machine's handle; cheap to clone.
@@ -103,6 +108,7 @@ struct Shared {
     /// What a restart can begin from: the purge floor.
     durable: Mutex<Option<Position>>,
     progress: watch::Sender<Progress>,
+    digests: Digests,
 }
 
 impl Shared {
@@ -138,7 +144,7 @@ impl StateMachine {
         log: LogStore,
         dir: Arc<SnapshotDir>,
         durable: Option<Position>,
-        mut executor: Executor,
+        executor: Executor,
         observer: Arc<dyn Observer>,
     ) -> Self {
         let position = executor.position().clone();
@@ -154,7 +160,20 @@ impl StateMachine {
             position: Mutex::new(position),
             durable: Mutex::new(durable),
             progress,
+            digests: Digests::default(),
         });
+        let (from, files, state) = (store.clone(), dir.clone(), shared.clone());
+        let snapshots = Worker::start(&*doors.workers, "kvd-snapshot", move |jobs| {
+            for job in jobs {
+                spool(job, &from, &files, &state.digests);
+            }
+            true
+        });
+        let (state, asked) = (shared.clone(), snapshots.clone());
+        let mut executor = executor.with_on_asked(Box::new(move |position, view| {
+            state.digests.begin(position.index());
+            asked.submit(SnapshotJob::Digest { position, view });
+        }));
         let state = shared.clone();
         let floor = log.clone();
         let apply = Worker::start(&*doors.workers, "kvd-apply", move |jobs| {
@@ -162,13 +181,6 @@ impl StateMachine {
                 if !run(job, &mut executor, &state, &floor, &*observer) {
                     return false;
                 }
-            }
-            true
-        });
-        let (from, files) = (store.clone(), dir.clone());
-        let snapshots = Worker::start(&*doors.workers, "kvd-snapshot", move |jobs| {
-            for job in jobs {
-                spool(job, &from, &files);
             }
             true
         });
@@ -240,6 +252,15 @@ impl StateMachine {
             .lock()
             .expect("no panic while held") = Some(position.clone());
         Ok(position)
+    }
+
+    /// Waits for the digest of the contents behind an entry that asked for it. None means that
+    /// this node has none: its state came past the entry as a snapshot, or it is forgotten.
+    pub async fn digest_at(&self, index: u64) -> Option<Result<String, String>> {
+        let mut progress = self.progress();
+        // The sender lives as long as this does.
+        drop(progress.wait_for(|progress| progress.index >= index).await);
+        self.inner.shared.digests.wait(index).await
     }
 
     /// Removes a little of what FLUSHALL left behind; returns whether more is left.
@@ -411,7 +432,7 @@ fn apply(
     Ok(())
 }
 
-fn spool(job: SnapshotJob, store: &Store, dir: &SnapshotDir) {
+fn spool(job: SnapshotJob, store: &Store, dir: &SnapshotDir, digests: &Digests) {
     match job {
         SnapshotJob::Send { done } => {
             let spooled = dir
@@ -425,6 +446,7 @@ fn spool(job: SnapshotJob, store: &Store, dir: &SnapshotDir) {
                 .and_then(|(position, spool)| dir.keep(&position, spool).map(|()| position));
             drop(done.send(kept));
         }
+        SnapshotJob::Digest { position, view } => digests.compute(&position, &view),
     }
 }
 

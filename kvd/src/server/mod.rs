@@ -70,6 +70,8 @@ pub trait Service: Clone + Send + Sync + 'static {
     fn leave(&self, name: String) -> impl Future<Output = Reply> + Send;
     /// Hands leadership to a member, or to whichever is best placed.
     fn transfer(&self, to: Option<NodeId>) -> impl Future<Output = Reply> + Send;
+    /// Compares all members' contents behind one entry of the log.
+    fn compare(&self) -> impl Future<Output = Reply> + Send;
     /// Writes a snapshot that holds everything acknowledged so far; also the index where it ends.
     fn backup(&self) -> impl Future<Output = Result<(u64, Spool), Reply>> + Send;
     /// Waits at most `hold` for a leader.

@@ -50,6 +50,10 @@ impl Service for Node {
         Node::transfer(self, to).await
     }
 
+    async fn compare(&self) -> Reply {
+        Node::compare(self).await
+    }
+
     async fn backup(&self) -> Result<(u64, Spool), Reply> {
         Node::backup(self).await
     }

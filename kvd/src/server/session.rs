@@ -130,6 +130,10 @@ impl<S: Service> Connection<S> {
                     })
                     .await
             }
+            Effect::Compare => {
+                let service = service.clone();
+                self.while_connected(service.compare()).await?
+            }
             Effect::Backup(what) => return self.backup(what).await,
             Effect::Leave { name } => service.leave(name).await,
             Effect::Cluster(what) => {

@@ -162,6 +162,10 @@ impl Service for Fake {
         Reply::Ok
     }
 
+    async fn compare(&self) -> Reply {
+        Reply::simple("compared")
+    }
+
     async fn backup(&self) -> Result<(u64, Spool), Reply> {
         let (_, spool) = self.0.snapshots.spool_out(&self.0.store).unwrap();
         Ok((self.state().index, spool))
