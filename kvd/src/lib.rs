@@ -18,3 +18,4 @@ pub mod raft;
 pub mod resp;
 pub mod server;
 pub mod storage;
+pub mod timing;

@@ -407,7 +407,7 @@ fn commands(change: &Change) -> Vec<(String, usize)> {
     };
     match body.payload() {
         Ok(openraft::EntryPayload::Normal(proposal)) => {
-            for group in entry::decode(proposal.0).map_or(Vec::new(), |(_, groups)| groups) {
+            for group in entry::decode(proposal.bytes).map_or(Vec::new(), |(_, groups)| groups) {
                 let (mut commands, mut args) = (group.commands(), Vec::new());
                 while let Ok(true) = commands.next_into(&mut args) {
                     let name = args

@@ -8,24 +8,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::time::{Duration, Instant};
 
 use crate::command::{self, Spec};
+use crate::timing::{Timing, percentile};
 
 /// What one command has cost so far.
 #[derive(Debug, Default)]
 struct CommandStat {
-    calls: AtomicU64,
-    usec: AtomicU64,
+    times: Timing,
     rejected: AtomicU64,
     failed: AtomicU64,
-    /// Calls by their time: `buckets[n]` took at most 2^n microseconds, and more than half of it.
-    buckets: [AtomicU64; BUCKETS],
-}
-
-/// The last bucket takes all that is longer: more than four minutes.
-const BUCKETS: usize = 30;
-
-fn bucket(took: Duration) -> usize {
-    let us = took.as_micros().max(1) as u64;
-    (us.next_power_of_two().trailing_zeros() as usize).min(BUCKETS - 1)
 }
 
 /// Counters of one server.
@@ -86,10 +76,8 @@ impl Metrics {
     pub fn ran(&self, spec: &Spec, failed: bool, took: Duration) {
         self.commands.fetch_add(1, Relaxed);
         if let Some(stat) = self.per_command.get(spec.name) {
-            stat.calls.fetch_add(1, Relaxed);
             stat.failed.fetch_add(u64::from(failed), Relaxed);
-            stat.usec.fetch_add(took.as_micros() as u64, Relaxed);
-            stat.buckets[bucket(took)].fetch_add(1, Relaxed);
+            stat.times.note(took);
         }
     }
 
@@ -151,8 +139,8 @@ impl Metrics {
     pub fn command_lines(&self, out: &mut String) {
         for spec in command::all() {
             let stat = &self.per_command[spec.name];
-            let [calls, usec, rejected, failed] =
-                [&stat.calls, &stat.usec, &stat.rejected, &stat.failed].map(|n| n.load(Relaxed));
+            let [rejected, failed] = [&stat.rejected, &stat.failed].map(|n| n.load(Relaxed));
+            let (calls, usec) = (stat.times.count(), stat.times.us());
             if calls + rejected == 0 {
                 continue;
             }
@@ -174,33 +162,21 @@ impl Metrics {
         command::all()
             .filter(|spec| wanted(spec))
             .filter_map(|spec| {
-                let mut total = 0;
-                let mut bounds = Vec::new();
-                for (n, count) in self.per_command[spec.name].buckets.iter().enumerate() {
-                    let count = count.load(Relaxed);
-                    if count > 0 {
-                        total += count;
-                        bounds.push((1 << n, total));
-                    }
-                }
-                (total > 0).then_some((spec.name, total, bounds))
+                let bounds = self.per_command[spec.name].times.bounds();
+                let (_, calls) = *bounds.last()?;
+                Some((spec.name, calls, bounds))
             })
             .collect()
     }
 
     /// The lines of INFO's `# Latencystats`: upper bounds of what shares of the calls took.
     pub fn latency_lines(&self, out: &mut String) {
-        for (name, calls, bounds) in self.histograms(|_| true) {
-            let percentile = |share: f64| {
-                let rank = (calls as f64 * share).ceil() as u64;
-                let bound = bounds.iter().find(|(_, total)| *total >= rank);
-                bound.map_or(0, |(us, _)| *us)
-            };
+        for (name, _, bounds) in self.histograms(|_| true) {
             let text = format!(
                 "p50={:.3},p99={:.3},p99.9={:.3}",
-                percentile(0.5) as f64,
-                percentile(0.99) as f64,
-                percentile(0.999) as f64
+                percentile(&bounds, 0.5) as f64,
+                percentile(&bounds, 0.99) as f64,
+                percentile(&bounds, 0.999) as f64
             );
             line(out, &format!("latency_percentiles_usec_{name}"), &text);
         }
@@ -221,12 +197,9 @@ impl Metrics {
         }
         self.errors.lock().expect("no panic while held").clear();
         for stat in self.per_command.values() {
-            for counter in [&stat.calls, &stat.usec, &stat.rejected, &stat.failed] {
-                counter.store(0, Relaxed);
-            }
-            stat.buckets
-                .iter()
-                .for_each(|count| count.store(0, Relaxed));
+            stat.times.reset();
+            stat.rejected.store(0, Relaxed);
+            stat.failed.store(0, Relaxed);
         }
         *self.window.lock().expect("no panic while held") = (Instant::now(), 0, 0.0);
     }

@@ -496,3 +496,37 @@ fn a_member_stays_where_its_join_said_whatever_it_calls_itself() {
             .is_some_and(|line| line.contains(&format!("client={}", alone.addr())))
     });
 }
+
+#[test]
+fn the_phases_of_a_write_are_told_apart() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let nodes = cluster(temp.path(), &["redb", "sled", "memory"]);
+    let first = leader(&nodes);
+    let phase = |node: &Node, phase: &str| {
+        let text = node.info(&format!("raft_phase_{phase}")).unwrap();
+        let field = |name: &str| {
+            let mut fields = text.split(',').map(|field| field.split_once('=').unwrap());
+            let found = fields.find(|(field, _)| *field == name).unwrap();
+            found.1.parse::<f64>().unwrap()
+        };
+        let [average, p50, p99, longest] = ["avg_us", "p50_us", "p99_us", "max_us"].map(field);
+        assert!(average <= longest && p50 <= p99, "{phase}: {text}");
+        field("count")
+    };
+    let phases = ["queue", "append", "fsync", "quorum", "apply", "engine"];
+    let before = phases.map(|name| phase(&nodes[first], name));
+    let mut client = nodes[first].client();
+    for n in 0..50 {
+        assert_eq!(client.call(&["SET", "a", &n.to_string()]), Reply::Ok);
+    }
+    for (name, before) in phases.into_iter().zip(before) {
+        let since = phase(&nodes[first], name) - before;
+        assert!(since >= 50.0, "{name}: {since}");
+    }
+    // A follower has the phases of a replica.
+    let follower = &nodes[(first + 1) % 3];
+    for name in ["fsync", "quorum", "apply", "engine"] {
+        assert!(phase(follower, name) > 0.0, "{name}");
+    }
+}

@@ -59,6 +59,7 @@ pub(super) enum Outcome {
 /// A group that waits for its outcome.
 pub(super) struct Job {
     group: Group,
+    since: Instant,
     /// Until when it may be held while nobody leads.
     hold_until: Instant,
     /// Set when another node forwarded it: the term that this node must lead, and no holding.
@@ -190,6 +191,7 @@ impl Core {
         let hold_until = now + self.settings.hold;
         self.proposer.push(Job {
             group,
+            since: now,
             hold_until,
             term: None,
             done,
@@ -211,6 +213,7 @@ impl Core {
                 let (done, wait) = oneshot::channel();
                 self.proposer.push(Job {
                     group,
+                    since: now,
                     hold_until: now,
                     term: Some(term),
                     done,
@@ -295,7 +298,15 @@ impl Core {
             time_ms: self.leader_time(term),
             seed: self.doors.random.next(),
         };
-        let proposal = Proposal(entry::encode(stamp, &groups));
+        let now = Instant::now();
+        let phases = self.log.phases();
+        if let Some(oldest) = jobs.iter().map(|job| job.since).min() {
+            phases.queue.note(now.saturating_duration_since(oldest));
+        }
+        let proposal = Proposal {
+            bytes: entry::encode(stamp, &groups),
+            since: Some(now),
+        };
         drop(groups);
         let core = self.clone();
         let slot = ReplySlot::new(move |result: ClientWriteResult<TypeConfig>| {

@@ -142,7 +142,7 @@ fn found(
     let entries = [
         Entry {
             log_id: log_id(term, last + 1),
-            payload: EntryPayload::Normal(Proposal(forget)),
+            payload: EntryPayload::Normal(Proposal::new(forget)),
         },
         Entry {
             log_id: log_id(term, last + 2),

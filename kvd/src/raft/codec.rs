@@ -294,7 +294,7 @@ pub fn put_payload(out: &mut Vec<u8>, payload: &Payload) {
         EntryPayload::Blank => out.push(PAYLOAD_BLANK),
         EntryPayload::Normal(proposal) => {
             out.push(PAYLOAD_NORMAL);
-            out.extend_from_slice(&proposal.0);
+            out.extend_from_slice(&proposal.bytes);
         }
         EntryPayload::Membership(membership) => {
             out.push(PAYLOAD_MEMBERSHIP);
@@ -317,7 +317,7 @@ pub fn read_payload(bytes: Bytes) -> Result<Payload> {
     let mut r = Reader::new(bytes);
     match r.u8("payload")? {
         PAYLOAD_BLANK => r.finish("payload").map(|()| EntryPayload::Blank),
-        PAYLOAD_NORMAL => Ok(EntryPayload::Normal(Proposal(r.rest()))),
+        PAYLOAD_NORMAL => Ok(EntryPayload::Normal(Proposal::new(r.rest()))),
         PAYLOAD_MEMBERSHIP => {
             let membership = read_membership(&mut r)?;
             r.finish("payload")?;
@@ -353,8 +353,8 @@ mod tests {
     fn payloads_survive_the_round_trip() {
         for payload in [
             EntryPayload::Blank,
-            EntryPayload::Normal(Proposal(Bytes::from_static(b"\0commands"))),
-            EntryPayload::Normal(Proposal(Bytes::new())),
+            EntryPayload::Normal(Proposal::new(Bytes::from_static(b"\0commands"))),
+            EntryPayload::Normal(Proposal::new(Bytes::new())),
             EntryPayload::Membership(membership()),
         ] {
             let mut out = Vec::new();

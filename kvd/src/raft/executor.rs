@@ -1,12 +1,14 @@
 //! Carries out entries: one batch of changes with one mark for a whole group of them.
 //!
 //! Everything that decides a reply comes from the entry and the contents; nothing here asks for
-//! time or chance. An engine's failure is this node's and stops it; a command's failure is an
+//! time or chance, but to measure the engine. An engine's failure is this node's and stops it; a command's failure is an
 //! answer, the same on every node.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::EntryPayload;
+use tokio::time::Instant;
 
 use super::codec::Malformed;
 use super::entry::{self, Group, Rule, Stamp};
@@ -60,6 +62,7 @@ pub struct Executor {
     /// Nothing is left of epochs before this one.
     swept: u32,
     on_asked: OnAsked,
+    engine_time: Duration,
 }
 
 /// What one entry gave, and the groups it came from.
@@ -87,6 +90,7 @@ impl Executor {
             due_left: false,
             swept: 0,
             on_asked: Box::new(|_, _| {}),
+            engine_time: Duration::ZERO,
         })
     }
 
@@ -95,6 +99,11 @@ impl Executor {
     #[must_use]
     pub fn with_on_asked(self, on_asked: OnAsked) -> Self {
         Executor { on_asked, ..self }
+    }
+
+    /// How long the engine's writes took since this was asked last.
+    pub fn take_engine_time(&mut self) -> Duration {
+        std::mem::take(&mut self.engine_time)
     }
 
     /// Where the state stands.
@@ -186,7 +195,9 @@ impl Executor {
             }
         }
         let changes = txn.finish();
+        let began = Instant::now();
         self.store.write(&changes.ops(), &position.to_mark())?;
+        self.engine_time += began.elapsed();
         self.position = position;
         if asked {
             (self.on_asked)(self.position.clone(), self.store.read()?);
@@ -217,8 +228,8 @@ fn apply(
             position.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
         }
         EntryPayload::Normal(proposal) => {
-            let (stamp, groups) =
-                entry::decode(proposal.0.clone()).map_err(|error| damaged(error.to_string()))?;
+            let (stamp, groups) = entry::decode(proposal.bytes.clone())
+                .map_err(|error| damaged(error.to_string()))?;
             let Stamp {
                 level,
                 time_ms,

@@ -57,6 +57,7 @@ pub trait Observer: Send + Sync {
 enum Job {
     Apply {
         batch: Vec<EntryResponder<TypeConfig>>,
+        since: Instant,
         done: oneshot::Sender<io::Result<()>>,
     },
     Sync {
@@ -349,8 +350,10 @@ fn run(
         false
     };
     match job {
-        Job::Apply { batch, done } => match apply(batch, executor, shared, observer) {
+        Job::Apply { batch, since, done } => match apply(batch, executor, shared, observer) {
             Ok(()) => {
+                let engine = executor.take_engine_time();
+                log.phases().carried_out(since.elapsed(), engine);
                 drop(done.send(Ok(())));
                 true
             }
@@ -495,8 +498,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             // lose the other.
             let last = batch.last().map_or(0, |(entry, _)| entry.log_id.index);
             self.inner.log.wait_flushed(last).await?;
+            self.inner.log.phases().committed(last);
             let (done, wait) = oneshot::channel();
-            self.inner.apply.submit(Job::Apply { batch, done });
+            self.inner.apply.submit(Job::Apply {
+                batch,
+                since: Instant::now(),
+                done,
+            });
             wait.await.map_err(|_| ended())??;
         }
         Ok(())
@@ -540,7 +548,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
 
 fn size((entry, _): &EntryResponder<TypeConfig>) -> usize {
     match &entry.payload {
-        openraft::EntryPayload::Normal(proposal) => proposal.0.len(),
+        openraft::EntryPayload::Normal(proposal) => proposal.bytes.len(),
         _ => 0,
     }
 }

@@ -9,6 +9,7 @@ use openraft::impls::{InlineBatch, TokioRuntime};
 use openraft::raft::responder::Responder;
 use openraft::type_config::alias::LogIdOf;
 use openraft::{AsyncRuntime, OptionalSend, RaftTypeConfig};
+use tokio::time::Instant;
 
 use crate::resp::Reply;
 
@@ -48,11 +49,23 @@ pub struct Member {
 
 /// What a leader asks to replicate: an encoded list of groups, in the format of `raft::entry`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Proposal(pub Bytes);
+pub struct Proposal {
+    /// The encoded list.
+    pub bytes: Bytes,
+    /// When it was given to Raft, on the node that did so.
+    pub since: Option<Instant>,
+}
+
+impl Proposal {
+    /// One that comes from elsewhere.
+    pub fn new(bytes: Bytes) -> Self {
+        Proposal { bytes, since: None }
+    }
+}
 
 impl fmt::Debug for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Proposal({} bytes)", self.0.len())
+        write!(f, "Proposal({} bytes)", self.bytes.len())
     }
 }
 

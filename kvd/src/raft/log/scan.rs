@@ -210,7 +210,7 @@ impl Scan {
                     .payload()
                     .map_err(|error| format!("entry {}: {error}", id.index))?;
                 if let Payload::Normal(proposal) = payload {
-                    entry::decode(proposal.0)
+                    entry::decode(proposal.bytes)
                         .map_err(|error| format!("entry {}: {error}", id.index))?;
                 }
                 self.entries.insert(id.index, (*id, body.clone()));
@@ -321,7 +321,7 @@ mod tests {
             seed: 1,
         };
         let bytes = entry::encode(stamp, &[group.finish()]);
-        Body::of(&Payload::Normal(Proposal(bytes)))
+        Body::of(&Payload::Normal(Proposal::new(bytes)))
     }
 
     /// A log of three files with forty entries of term 2, the last four dropped and written again

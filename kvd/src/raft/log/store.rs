@@ -19,7 +19,9 @@ use super::journal::{FileJournal, Journal, JournalState};
 use super::record::Body;
 use super::restart::{RestartError, RestartState, check_restart};
 use crate::data_dir::sync_dir;
-use crate::raft::types::{Entry, LogId, TypeConfig, Vote};
+use crate::raft::codec::Payload;
+use crate::raft::phases::Phases;
+use crate::raft::types::{Entry, LogId, Proposal, TypeConfig, Vote};
 
 /// One read for replication or apply returns entries of about this many bytes, and at least one.
 pub(super) const READ_BYTES_MAX: usize = 1 << 20;
@@ -46,6 +48,7 @@ struct Inner {
     failed: OnceLock<String>,
     on_fatal: OnFatal,
     metrics: Metrics,
+    phases: Phases,
 }
 
 #[derive(Default)]
@@ -82,9 +85,6 @@ impl Waiter {
 struct Metrics {
     entries: AtomicU64,
     bytes: AtomicU64,
-    flushes: AtomicU64,
-    flush_us: AtomicU64,
-    flush_us_max: AtomicU64,
 }
 
 /// Where the log stands.
@@ -155,6 +155,7 @@ impl LogStore {
                 failed: OnceLock::new(),
                 on_fatal,
                 metrics: Metrics::default(),
+                phases: Phases::default(),
             }),
         }
     }
@@ -250,11 +251,17 @@ impl LogStore {
         }
     }
 
-    /// The lines of INFO about the log.
+    /// The phases of a write on this node.
+    pub fn phases(&self) -> &Phases {
+        &self.inner.phases
+    }
+
+    /// The lines of INFO about the log and about writes.
     pub fn info(&self) -> Vec<(String, String)> {
         let metrics = &self.inner.metrics;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (entries, flushes) = (get(&metrics.entries), get(&metrics.flushes));
+        let fsync = &self.inner.phases.fsync;
+        let (entries, flushes) = (get(&metrics.entries), fsync.count());
         let per = |of: u64, to: u64| {
             if to == 0 {
                 "0.00".to_owned()
@@ -268,14 +275,13 @@ impl LogStore {
             ("raft_log_entry_bytes", get(&metrics.bytes).to_string()),
             ("raft_log_syncs", flushes.to_string()),
             ("raft_entries_per_sync", per(entries, flushes)),
-            ("raft_log_sync_us_avg", per(get(&metrics.flush_us), flushes)),
-            (
-                "raft_log_sync_us_max",
-                get(&metrics.flush_us_max).to_string(),
-            ),
+            ("raft_log_sync_us_avg", per(fsync.us(), flushes)),
+            ("raft_log_sync_us_max", fsync.us_max().to_string()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
-        .into()
+        .into_iter()
+        .chain(self.inner.phases.lines())
+        .collect()
     }
 
     /// Writes what is still in memory only.
@@ -407,10 +413,7 @@ impl Inner {
 
     /// Ends a flush, and begins the next where someone waits.
     fn end(self: &Arc<Self>, covered: u64, began: Instant) {
-        let us = began.elapsed().as_micros() as u64;
-        self.metrics.flushes.fetch_add(1, Ordering::Relaxed);
-        self.metrics.flush_us.fetch_add(us, Ordering::Relaxed);
-        self.metrics.flush_us_max.fetch_max(us, Ordering::Relaxed);
+        self.phases.fsync.note(began.elapsed());
         // The next flush begins before anyone is told of this one: the disk need not wait.
         let mut journal = self.journal.write().expect("no panic while held");
         let mut waiting = self.waiting.lock().expect("no panic while held");
@@ -568,10 +571,23 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        let phases = &self.inner.phases;
+        let now = Instant::now();
         let bodies: Vec<(LogId, Body)> = entries
             .into_iter()
-            .map(|entry| (entry.log_id, Body::of(&entry.payload)))
+            .map(|entry| {
+                if let Payload::Normal(Proposal {
+                    since: Some(since), ..
+                }) = &entry.payload
+                {
+                    phases.append.note(now.saturating_duration_since(*since));
+                }
+                (entry.log_id, Body::of(&entry.payload))
+            })
             .collect();
+        if let Some((last, _)) = bodies.last() {
+            phases.appended(last.index);
+        }
         let metrics = &self.inner.metrics;
         metrics
             .entries

@@ -10,7 +10,7 @@ use super::*;
 use crate::raft::types::{Proposal, log_id};
 
 fn entry(term: u64, index: u64) -> Entry {
-    let payload = EntryPayload::Normal(Proposal(Bytes::from(vec![index as u8; 1000])));
+    let payload = EntryPayload::Normal(Proposal::new(Bytes::from(vec![index as u8; 1000])));
     Entry {
         log_id: log_id(term, index),
         payload,
@@ -201,7 +201,7 @@ async fn reads_stop_at_their_budget_but_give_at_least_one_entry() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path()).unwrap();
     for index in 0..5 {
-        let payload = EntryPayload::Normal(Proposal(Bytes::from(vec![7; 600 * 1024])));
+        let payload = EntryPayload::Normal(Proposal::new(Bytes::from(vec![7; 600 * 1024])));
         log.blocking_append([Entry {
             log_id: log_id(1, index),
             payload,

@@ -88,7 +88,7 @@ impl Message {
 pub(super) fn entry_bytes(entry: &Entry) -> usize {
     match &entry.payload {
         openraft::EntryPayload::Blank => 32,
-        openraft::EntryPayload::Normal(proposal) => proposal.0.len() + 32,
+        openraft::EntryPayload::Normal(proposal) => proposal.bytes.len() + 32,
         // Members are few and memberships rare: an estimate does.
         openraft::EntryPayload::Membership(membership) => 256 * membership.nodes().count() + 32,
     }
@@ -109,7 +109,10 @@ pub(super) fn put_append(out: &mut Burst, append: &Append) {
             openraft::EntryPayload::Normal(proposal) => {
                 // What precedes any proposal, then the proposal from where it is.
                 put_payload(head, &proposal_head());
-                (head.len() - at - 4 + proposal.0.len(), Some(&proposal.0))
+                (
+                    head.len() - at - 4 + proposal.bytes.len(),
+                    Some(&proposal.bytes),
+                )
             }
             payload => {
                 put_payload(head, payload);
@@ -125,7 +128,7 @@ pub(super) fn put_append(out: &mut Burst, append: &Append) {
 
 /// A proposal of no bytes: what precedes the bytes of any proposal.
 fn proposal_head() -> crate::raft::codec::Payload {
-    openraft::EntryPayload::Normal(crate::raft::Proposal(Bytes::new()))
+    openraft::EntryPayload::Normal(crate::raft::Proposal::new(Bytes::new()))
 }
 
 /// Reads an append and makes sure that its entries follow on each other, and that `sender` is the

@@ -383,7 +383,7 @@ fn option() -> RPCOption {
 fn append(from: u64, count: u64, bytes: usize) -> AppendEntriesRequest<TypeConfig> {
     let entry = |index| Entry {
         log_id: log_id(2, index),
-        payload: EntryPayload::Normal(Proposal(vec![index as u8; bytes].into())),
+        payload: EntryPayload::Normal(Proposal::new(vec![index as u8; bytes].into())),
     };
     AppendEntriesRequest {
         vote: Vote::new_committed(2, CLIENT),
@@ -1091,7 +1091,10 @@ async fn three_real_members_elect_a_leader_and_agree_over_tcp() {
                 )
                 .await
                 .unwrap();
-            match raft.client_write(Proposal(Bytes::from_static(b"x"))).await {
+            match raft
+                .client_write(Proposal::new(Bytes::from_static(b"x")))
+                .await
+            {
                 Ok(written) => return written.log_id.index,
                 Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {}
                 Err(error) => panic!("a write failed: {error}"),
