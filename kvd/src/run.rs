@@ -107,9 +107,12 @@ async fn serve(
         open_engine,
         auth,
         fatal: Arc::new(|code, reason| {
-            tracing::error!(%reason, "kvd cannot go on");
-            eprintln!("kvd: {reason}");
-            std::process::exit(code);
+            static SAID: AtomicBool = AtomicBool::new(false);
+            // One failure makes others; the first one is the reason.
+            if !SAID.swap(true, Ordering::SeqCst) {
+                tracing::error!(%reason, "kvd cannot go on; a restart finds what reached the disk");
+                std::process::exit(code);
+            }
         }),
     };
     // `localhost` may be two addresses; peers need only one of them.
@@ -330,14 +333,20 @@ fn start_logging(level: LogLevel) {
         LogLevel::Trace => tracing::Level::TRACE,
     };
     use std::io::IsTerminal as _;
+    use tracing_subscriber::filter::LevelFilter;
     use tracing_subscriber::layer::SubscriberExt as _;
     use tracing_subscriber::util::SubscriberInitExt as _;
+    let libraries = match level {
+        tracing::Level::DEBUG | tracing::Level::TRACE => LevelFilter::from_level(level),
+        _ => LevelFilter::OFF,
+    };
     let targets = tracing_subscriber::filter::Targets::new()
         .with_default(level)
         // Raft's own lines are for those who debug Raft; kvd says what an operator acts on.
         .with_target("openraft", level.min(tracing::Level::ERROR))
-        .with_target("raft_log", level.min(tracing::Level::WARN))
-        .with_target("chunked_wal", level.min(tracing::Level::WARN));
+        // What these find comes back as a result, of which kvd says one line.
+        .with_target("raft_log", libraries)
+        .with_target("chunked_wal", libraries);
     tracing_subscriber::registry()
         .with(
             tracing_subscriber::fmt::layer()

@@ -21,7 +21,7 @@ const WRITERS: u64 = 4;
 
 /// The writes of one test: each key is written once, so its value is known.
 #[derive(Default)]
-struct Writes {
+pub(crate) struct Writes {
     acknowledged: Mutex<BTreeMap<String, String>>,
     /// Those whose error said that they did not happen.
     refused: Mutex<Vec<String>>,
@@ -108,7 +108,7 @@ impl Drop for StopAtEnd<'_> {
 }
 
 /// Runs writers, lets `crash` happen in the middle of them, and checks everything afterwards.
-fn survive(nodes: &mut [Node], writes: &Writes, crash: impl FnOnce(&mut [Node])) {
+pub(crate) fn survive(nodes: &mut [Node], writes: &Writes, crash: impl FnOnce(&mut [Node])) {
     let addrs: Vec<String> = nodes.iter().map(Node::addr).collect();
     let stop = AtomicBool::new(false);
     let before = writes.count();

@@ -32,6 +32,8 @@ use tokio::time::timeout;
 use self::core::{Core, Leadership, Watcher};
 use self::disk::DiskGuard;
 pub use self::membership::JOIN_INTENTS;
+#[doc(hidden)]
+pub use self::peer::fuzz_requests;
 use self::peer::{Request, Response};
 use self::port::PeerPort;
 use self::propose::Proposer;

@@ -292,6 +292,22 @@ impl Response {
     }
 }
 
+/// Decodes `data` as a request and as a response; what is understood is written as something that
+/// reads the same. For fuzzing.
+#[doc(hidden)]
+pub fn fuzz_requests(data: &[u8]) {
+    let data = Bytes::copy_from_slice(data);
+    if let Ok(request) = Request::decode(data.clone()) {
+        assert_eq!(Request::decode(request.encode()), Ok(request));
+    }
+    if let Ok(response) = Response::decode(data) {
+        // A number that is none is not equal to itself, but its bytes are.
+        let written = response.encode();
+        let again = Response::decode(written.clone()).expect("what was written is read");
+        assert_eq!(again.encode(), written);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -355,6 +355,20 @@ pub fn decode(bytes: Bytes) -> Result<(Stamp, Vec<Group>), DecodeError> {
     Ok((stamp, groups))
 }
 
+/// Decodes `data` as an entry, with all commands and preconditions of its groups. For fuzzing.
+#[doc(hidden)]
+pub fn fuzz_entries(data: &[u8]) {
+    let Ok((stamp, groups)) = decode(Bytes::copy_from_slice(data)) else {
+        return;
+    };
+    for group in &groups {
+        let (mut commands, mut args) = (group.commands(), Vec::new());
+        while let Ok(true) = commands.next_into(&mut args) {}
+        let _ = group.preconditions(|_, _| {});
+    }
+    assert_eq!(&encode(stamp, &groups)[..], data);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,6 +22,8 @@ pub use journal::{FileJournal, Flushed, Journal, JournalState, MemoryDisk, Memor
 pub use rebuild::{Contents, rebuild};
 pub use record::Body;
 pub use restart::{RestartError, RestartState, check_restart};
+#[doc(hidden)]
+pub use scan::fuzz_log;
 pub use scan::{Change, End, Record, Scan, scan};
 pub use store::{LogStats, LogStore};
 

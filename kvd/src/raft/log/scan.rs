@@ -99,15 +99,7 @@ pub struct Scan {
 /// A file could not be read.
 pub fn scan(dir: &Path, visit: &mut dyn FnMut(&Record)) -> io::Result<Scan> {
     let files = chunks(&dir.join(super::store::CHUNKS))?;
-    let mut scan = Scan {
-        files: files.len(),
-        bytes: 0,
-        records: 0,
-        state: JournalState::default(),
-        entries: BTreeMap::new(),
-        highest_vote: None,
-        end: End::Whole,
-    };
+    let mut scan = Scan::empty(files.len());
     let mut expected = None;
     for (n, (start, file)) in files.iter().enumerate() {
         let bytes = fs::read(file)?;
@@ -147,6 +139,18 @@ fn chunks(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 }
 
 impl Scan {
+    fn empty(files: usize) -> Self {
+        Scan {
+            files,
+            bytes: 0,
+            records: 0,
+            state: JournalState::default(),
+            entries: BTreeMap::new(),
+            highest_vote: None,
+            end: End::Whole,
+        }
+    }
+
     fn file(&mut self, file: &Path, bytes: &[u8], last: bool, visit: &mut dyn FnMut(&Record)) {
         let mut rest = bytes;
         let damaged = |offset: u64, reason: String| End::Damaged {
@@ -303,6 +307,26 @@ fn next_record(bytes: &[u8]) -> Option<usize> {
         let rest = &bytes[*at..];
         rest.starts_with(&[0, 0, 0]) && decode(&mut { rest }).is_ok()
     })
+}
+
+/// Reads `data` as the last file of a log. For fuzzing.
+#[doc(hidden)]
+pub fn fuzz_log(data: &[u8]) {
+    let file = Path::new("r.wal");
+    let mut scan = Scan::empty(1);
+    let mut read = 0;
+    scan.file(file, data, true, &mut |record| {
+        assert_eq!(record.offset, read);
+        read += record.bytes;
+    });
+    scan.look_for_votes(data);
+    match scan.end {
+        End::Whole => assert_eq!(read, data.len() as u64),
+        End::Torn { offset, bytes, .. } => {
+            assert_eq!((offset, offset + bytes), (read, data.len() as u64));
+        }
+        End::Damaged { offset, .. } => assert_eq!(offset, read),
+    }
 }
 
 #[cfg(test)]

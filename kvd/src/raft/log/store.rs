@@ -431,11 +431,8 @@ impl Inner {
     fn fail(&self, error: &io::Error, waiters: impl IntoIterator<Item = Waiter>) -> String {
         let reason = format!("the Raft log could not be written: {error}");
         if self.failed.set(reason.clone()).is_ok() {
-            tracing::error!(
-                %error,
-                "the Raft log could not be written; this process ends, and a restart finds what \
-                 reached the disk"
-            );
+            // Before anyone else is told: whoever finds Raft stopped would give another reason.
+            (self.on_fatal)(&reason);
         }
         // Wakes those who wait for a flush; they look at `failed` first.
         self.flushed.send_modify(|_| {});
@@ -449,7 +446,6 @@ impl Inner {
         for waiter in left {
             waiter.complete(&Err(reason.clone()));
         }
-        (self.on_fatal)(&reason);
         reason
     }
 }

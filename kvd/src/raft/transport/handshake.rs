@@ -12,6 +12,7 @@
 //! `nonce` and `proof` are blobs of the [`Auth`] and empty without one.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -566,4 +567,45 @@ fn blob(r: &mut Reader) -> Result<Bytes> {
 /// The text, or as much of it as a handshake may carry.
 fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(TEXT_BYTES_MAX)]
+}
+
+/// Takes `data` for what a peer says in a handshake, on either side: it ends, and lets nobody in
+/// who does not know the secret. For fuzzing.
+#[doc(hidden)]
+pub fn fuzz_handshake(data: &[u8]) {
+    struct Anyone;
+
+    impl Gate for Anyone {
+        fn identity(&self) -> Identity {
+            Identity {
+                cluster: 1,
+                node: 1,
+                ..Identity::default()
+            }
+        }
+    }
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let context = Context {
+            net: Arc::new(crate::net::Tcp),
+            gate: Arc::new(Anyone),
+            auth: Arc::new(Secret::new(
+                b"a secret of the cluster",
+                Random::from_seed(1),
+            )),
+            limits: Limits::default(),
+            io: tokio::runtime::Handle::current(),
+            workers: Arc::new(crate::doors::Threads),
+        };
+        let peer = || -> Stream {
+            let says = std::io::Cursor::new(data.to_vec());
+            Box::new(tokio::io::join(says, tokio::io::sink()))
+        };
+        assert!(accept(&context, peer()).await.is_err());
+        assert!(dial(&context, peer(), ConnKind::Request, 2).await.is_err());
+    });
 }

@@ -43,6 +43,8 @@ pub use server::{PeerIdentity, PortError, RaftPort, RaftSlot, RequestHandler, Se
 use crate::doors::{Net, Workers};
 
 #[doc(hidden)]
+pub use handshake::fuzz_handshake;
+#[doc(hidden)]
 pub use message::fuzz_frames;
 
 /// Version of the protocol. A peer that speaks another is refused.

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::frame::{Burst, FrameReader, HEAD_BYTES};
+use super::frame::{Burst, FrameReader, HEAD_BYTES, parse};
 use super::*;
 use crate::doors::{self, BoxFuture, Listener, Random, Stream};
 use crate::incarnation::Incarnations;
@@ -218,6 +218,7 @@ impl RaftPort for FakePort {
 /// Echoes; `hang` is not answered before it is told to.
 #[derive(Default)]
 struct Echo {
+    calls: AtomicUsize,
     asked: Notify,
     release: Notify,
 }
@@ -228,6 +229,7 @@ impl RequestHandler for EchoHandler {
     fn handle(&self, from: PeerIdentity, request: Bytes) -> BoxFuture<'static, Bytes> {
         assert_eq!(from.node, CLIENT);
         let echo = self.0.clone();
+        echo.calls.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
             if &request[..] == b"hang" {
                 echo.asked.notify_one();
@@ -748,6 +750,93 @@ async fn wrong_magic_and_version_are_told_and_long_frames_are_cut_off() {
         let long = hello_frame(|body| body.resize(HANDSHAKE_FRAME_BYTES_MAX, 0));
         assert!(answer_to(&world, &long).await.is_empty());
         assert!(answer_to(&world, b"PING\r\nPING\r\n").await.is_empty());
+        world.stop().await;
+    }
+}
+
+/// What both sides of one connection said: the dialer first.
+type Said = (Vec<u8>, Vec<u8>);
+
+/// Passes one connection on to `to`, and notes what is said on it.
+async fn overhear(net: Arc<dyn Net>, to: String, said: oneshot::Sender<Said>) -> String {
+    let mut listener = net.bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr();
+    doors::spawn(async move {
+        let (mut dialer, _) = listener.accept().await.unwrap();
+        let mut acceptor = net.connect(&to).await.unwrap();
+        let mut heard = Said::default();
+        let (mut a, mut b) = (vec![0; 4096], vec![0; 4096]);
+        loop {
+            let done = tokio::select! {
+                read = dialer.read(&mut a) => {
+                    let count = read.unwrap_or(0);
+                    heard.0.extend_from_slice(&a[..count]);
+                    count == 0 || acceptor.write_all(&a[..count]).await.is_err()
+                }
+                read = acceptor.read(&mut b) => {
+                    let count = read.unwrap_or(0);
+                    heard.1.extend_from_slice(&b[..count]);
+                    count == 0 || dialer.write_all(&b[..count]).await.is_err()
+                }
+            };
+            if done {
+                break;
+            }
+        }
+        said.send(heard).unwrap();
+    });
+    addr
+}
+
+#[tokio::test]
+async fn a_handshake_that_was_overheard_and_is_sent_again_is_refused_on_both_sides() {
+    for net in nets() {
+        let sesame = || Arc::new(Secret::new(b"sesame", Random::from_os())) as Arc<dyn Auth>;
+        let world = World::with(net.clone(), |ctx| ctx.auth = sesame()).await;
+        let (said, heard) = oneshot::channel();
+        let proxy = overhear(net.clone(), world.addr.clone(), said).await;
+        let dialer = || {
+            let mut ctx = context(&net, identity(CLIENT, 1));
+            ctx.auth = sesame();
+            RequestClient::new(Arc::new(ctx))
+        };
+        let client = dialer();
+        let request = Bytes::from_static(b"once");
+        let answer = client.call(SERVER, &proxy, request.clone(), PATIENCE).await;
+        assert_eq!(answer.unwrap(), "once");
+        let calls = world.echo.calls.load(Ordering::SeqCst);
+        drop(client);
+        let (dialer_said, acceptor_said) = timeout(PATIENCE, heard).await.unwrap().unwrap();
+
+        // The dialer's part, request and all.
+        let answer = answer_to(&world, &dialer_said).await;
+        let mut frames = bytes::BytesMut::from(&answer[..]);
+        let next = |frames: &mut bytes::BytesMut| parse(frames, 1 << 20).unwrap();
+        assert_eq!(next(&mut frames).map(|frame| frame.kind), Some(2));
+        let refused = next(&mut frames).unwrap();
+        assert_eq!(
+            (refused.kind, refused.body[0]),
+            (5, RefusalCode::Auth as u8)
+        );
+        assert!(next(&mut frames).is_none());
+        assert_eq!(world.echo.calls.load(Ordering::SeqCst), calls);
+
+        // The acceptor's part.
+        let mut listener = net.bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr();
+        let replaying = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(&acceptor_said).await.unwrap();
+            // Whatever the dialer still says goes nowhere.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        };
+        let client = dialer();
+        let call = client.call(SERVER, &addr, request, PATIENCE);
+        let (answer, ()) = tokio::join!(call, replaying);
+        match answer {
+            Err(CallError::Refused(refusal)) => assert_eq!(refusal.code, RefusalCode::Auth),
+            other => panic!("not refused: {other:?}"),
+        }
         world.stop().await;
     }
 }

@@ -1,0 +1,87 @@
+//! A disk that fails: the node stops with its exit code and one line, the others go on, and
+//! nothing that was acknowledged is lost.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use kvd::exit;
+use kvd_tests::{Node, alone, join, leader, until};
+
+use crate::crash::{Writes, survive};
+use crate::preload::preload;
+
+/// A node whose disk can be made to fail.
+fn fallible(root: &Path, name: &str, backend: &str) -> Node {
+    let mut node = Node::new(root, name, backend);
+    node.set_env("LD_PRELOAD", preload("fail_io").to_str());
+    let dir = node.dir.clone();
+    node.set_env("KVD_FAIL_DIR", dir.to_str());
+    node.set_env("KVD_FAIL_ARMED", armed(&node).to_str());
+    node
+}
+
+fn armed(node: &Node) -> PathBuf {
+    node.dir.with_extension("fails")
+}
+
+/// The disk fails until the node has stopped, and works again when it is started.
+fn fail(node: &mut Node, what: &str) {
+    let lines = node.log().lines().count();
+    fs::write(armed(node), what).unwrap();
+    until("the node stops", || node.exited().is_some());
+    let code = node.exited().unwrap().code();
+    let log = node.log();
+    let errors: Vec<&str> = log
+        .lines()
+        .skip(lines)
+        .filter(|line| line.contains("ERROR") || line.starts_with("kvd: "))
+        .collect();
+    assert_eq!(code, Some(exit::IO), "{what}: {log}");
+    assert_eq!(errors.len(), 1, "{what}: {errors:#?}");
+    assert!(errors[0].contains("kvd cannot go on"), "{what}: {errors:?}");
+    assert!(
+        errors[0].contains("Input/output error"),
+        "{what}: {errors:?}"
+    );
+    fs::remove_file(armed(node)).unwrap();
+    node.kill();
+    node.start();
+}
+
+const LOG: [&str; 2] = ["sync /log/", "write /log/"];
+
+#[test]
+fn a_node_alone_whose_log_fails_stops_and_loses_nothing() {
+    let _alone = alone();
+    for backend in ["redb", "memory"] {
+        let temp = tempfile::tempdir().unwrap();
+        let mut nodes = [fallible(temp.path(), "node0", backend)];
+        nodes[0].start();
+        let writes = Writes::default();
+        for what in LOG {
+            survive(&mut nodes, &writes, |nodes| fail(&mut nodes[0], what));
+        }
+    }
+}
+
+#[test]
+fn the_others_go_on_when_a_members_log_or_engine_fails() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes: Vec<Node> = ["redb", "redb", "redb"]
+        .iter()
+        .enumerate()
+        .map(|(n, backend)| fallible(temp.path(), &format!("node{n}"), backend))
+        .collect();
+    join(&mut nodes);
+    let writes = Writes::default();
+    for what in [LOG[0], LOG[1], "sync /engine/", "write /engine/"] {
+        for leads in [true, false] {
+            survive(&mut nodes, &writes, |nodes| {
+                let first = leader(nodes);
+                let n = if leads { first } else { (first + 1) % 3 };
+                fail(&mut nodes[n], what);
+            });
+        }
+    }
+}
