@@ -1,18 +1,19 @@
 //! Unmodified clients in a loop of SET and GET, through a handover of leadership, the leader's
 //! `kill -9` and a rolling restart.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use kvd::resp::Reply;
-use kvd_tests::{Node, alone, client_programs, cluster, leader, repository, until};
+use kvd_tests::{Node, PATIENCE, alone, client_programs, cluster, leader, repository, until};
 
 /// The keys that the clients set.
-const KEYS: [&str; 7] = [
+const KEYS: [&str; 8] = [
     "ride:redis-rs",
+    "ride:redis-cli",
     "ride:redis-py-plain",
     "ride:redis-py-cluster",
     "ride:ioredis",
@@ -117,10 +118,79 @@ fn redis_rs_cluster(nodes: &[Node]) -> Ride {
     }
 }
 
+/// The loop with `redis-cli -c`, as a person would type it.
+fn redis_cli(nodes: &[Node]) -> Ride {
+    let port = nodes[0].port.to_string();
+    let mut process = Command::new("sh")
+        .args(["-c", "exec redis-cli -c -h 127.0.0.1 -p \"$0\" 2>&1", &port])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("redis-cli starts");
+    let mut input = process.stdin.take().expect("it is piped");
+    let output = BufReader::new(process.stdout.take().expect("it is piped"));
+    let (line, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for read in output.lines().map_while(Result::ok) {
+            // It says so when it follows a redirection, and goes on.
+            if !read.starts_with("->") && line.send(read).is_err() {
+                break;
+            }
+        }
+    });
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let task = std::thread::spawn(move || {
+        let (mut told, mut n, mut seen) = (Told::default(), 0_u64, 0_u64);
+        while !stopped.load(Ordering::Relaxed) {
+            n += 1;
+            let errors = told.errors.len();
+            let (set, value) = (format!("SET ride:redis-cli {n}"), n.to_string());
+            for (command, expected) in [(&*set, "OK"), ("GET ride:redis-cli", &*value)] {
+                let began = Instant::now();
+                writeln!(input, "{command}").expect("redis-cli reads");
+                let got = lines.recv_timeout(PATIENCE).expect("redis-cli answers");
+                told.longest_ms = told.longest_ms.max(began.elapsed().as_millis() as u64);
+                told.calls += 1;
+                // After an error nobody knows whether the SET before happened.
+                let number = got.parse().ok();
+                let lost = told.errors.len() > errors
+                    && number.is_some_and(|number| (seen..n).contains(&number));
+                if got == expected || lost {
+                    seen = number.unwrap_or(seen);
+                    continue;
+                }
+                told.errors.push(format!("{command}: {got}"));
+                // How many lines an error takes is its own affair.
+                for again in 0.. {
+                    let mark = format!("mark-{n}-{again}");
+                    writeln!(input, "ECHO {mark}").expect("redis-cli reads");
+                    let turn = Duration::from_millis(100);
+                    if std::iter::from_fn(|| lines.recv_timeout(turn).ok()).any(|line| line == mark)
+                    {
+                        break;
+                    }
+                }
+            }
+        }
+        drop(input);
+        process.wait().expect("redis-cli ends");
+        told
+    });
+    let end = move || {
+        stop.store(true, Ordering::Relaxed);
+        task.join().expect("the loop ends")
+    };
+    Ride {
+        name: "redis-cli -c",
+        end: Box::new(end),
+    }
+}
+
 fn clients(nodes: &[Node]) -> Vec<Ride> {
     let here = repository().join("tests/clients");
     let work = client_programs();
-    let mut rides = vec![redis_rs_cluster(nodes)];
+    let mut rides = vec![redis_rs_cluster(nodes), redis_cli(nodes)];
     for (name, kind) in [("redis-py", "plain"), ("redis-py cluster", "cluster")] {
         let mut command = Command::new(work.join("venv/bin/python"));
         command.arg(here.join("ride.py")).arg(kind);
@@ -172,6 +242,10 @@ fn is_own_limit(name: &str, error: &str) -> bool {
     match name {
         "node-redis" | "node-redis-cluster" => error.contains("Socket closed unexpectedly"),
         "ioredis-cluster" => error.contains("wrong value"),
+        // It does not try again, and knows no other node.
+        "redis-cli -c" => {
+            error.contains("Server closed the connection") || error.contains("Could not connect")
+        }
         _ => false,
     }
 }
