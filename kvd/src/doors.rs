@@ -119,10 +119,60 @@ impl Random {
 
 /// What belongs to one node among the tasks of a runtime.
 pub struct NodeScope {
-    /// Where the node's randomness comes from.
-    pub random: Random,
+    random: Random,
     /// Handles to end all tasks of the node, as a crash does; kept by simulated worlds only.
-    pub tasks: Option<Mutex<Vec<tokio::task::AbortHandle>>>,
+    tasks: Option<Mutex<Vec<tokio::task::AbortHandle>>>,
+}
+
+impl NodeScope {
+    /// A node's scope. With `crashable` its tasks are remembered, for [`crash`](Self::crash).
+    pub fn new(random: Random, crashable: bool) -> Arc<Self> {
+        Arc::new(NodeScope {
+            random,
+            tasks: crashable.then(Mutex::default),
+        })
+    }
+
+    /// Spawns a task of the node on a runtime.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the door behind which tasks are spawned"
+    )]
+    pub fn spawn_on<F>(
+        self: &Arc<Self>,
+        runtime: &tokio::runtime::Handle,
+        future: F,
+    ) -> tokio::task::JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let handle = runtime.spawn(NODE.scope(self.clone(), future));
+        if let Some(tasks) = &self.tasks {
+            tasks
+                .lock()
+                .expect("no panic while held")
+                .push(handle.abort_handle());
+        }
+        handle
+    }
+
+    /// Ends all tasks of the node where they stand, and waits until they are gone.
+    pub async fn crash(&self) {
+        let Some(tasks) = &self.tasks else { return };
+        loop {
+            let left = std::mem::take(&mut *tasks.lock().expect("no panic while held"));
+            if left.iter().all(tokio::task::AbortHandle::is_finished) {
+                return;
+            }
+            for task in &left {
+                task.abort();
+            }
+            while !left.iter().all(tokio::task::AbortHandle::is_finished) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
 }
 
 tokio::task_local! {
@@ -145,16 +195,7 @@ where
     F::Output: Send + 'static,
 {
     match NODE.try_with(Clone::clone) {
-        Ok(node) => {
-            let handle = tokio::spawn(NODE.scope(node.clone(), future));
-            if let Some(tasks) = &node.tasks {
-                tasks
-                    .lock()
-                    .expect("no panic while held")
-                    .push(handle.abort_handle());
-            }
-            handle
-        }
+        Ok(node) => node.spawn_on(&tokio::runtime::Handle::current(), future),
         Err(_) => tokio::spawn(future),
     }
 }

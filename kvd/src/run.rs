@@ -9,10 +9,11 @@ use std::time::Duration;
 use kvd::clock::SystemClock;
 use kvd::config::{self, Config, LogLevel};
 use kvd::data_dir::{Birth, DataDir, DataDirError};
-use kvd::doors::{Doors, Listener, Net as _, Random, Threads};
+use kvd::doors::{Doors, Listener, Net as _, NodeScope, Random, Threads};
 use kvd::exit;
 use kvd::net::Tcp;
 use kvd::node::{Node, OpenEngine, Parts, Settings, StartError};
+use kvd::raft::log::LogStore;
 use kvd::raft::transport::{Auth, NoAuth, Secret};
 use kvd::server::{self, Server, ServerSettings};
 use kvd::storage::PluginEngine;
@@ -104,7 +105,9 @@ async fn serve(
         doors: doors.clone(),
         raft_runtime,
         io_runtime,
+        scope: NodeScope::new(doors.random.clone(), false),
         open_engine,
+        open_log: Arc::new(LogStore::open),
         auth,
         fatal: Arc::new(|code, reason| {
             static SAID: AtomicBool = AtomicBool::new(false);

@@ -6,6 +6,8 @@
     reason = "tests of real processes live in real time"
 )]
 
+pub mod history;
+
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};

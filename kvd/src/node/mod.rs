@@ -113,6 +113,11 @@ impl Settings {
 /// Opens the engine in a directory.
 pub type OpenEngine = Arc<dyn Fn(&Path) -> Result<Arc<dyn Engine>, String> + Send + Sync>;
 
+/// Opens the log in a directory: [`LogStore::open`], but for simulated worlds.
+pub type OpenLog = Arc<
+    dyn Fn(&Path, log::Identity, log::OnFatal) -> Result<LogStore, log::OpenError> + Send + Sync,
+>;
+
 /// Called once when the node cannot go on: an exit code and one line.
 pub type OnFatal = Arc<dyn Fn(i32, &str) + Send + Sync>;
 
@@ -169,6 +174,7 @@ struct Shared {
     runtime: tokio::runtime::Handle,
     io: tokio::runtime::Handle,
     open_engine: OpenEngine,
+    open_log: OpenLog,
     fatal: OnFatal,
     metrics: Arc<NodeMetrics>,
     dir: Mutex<DataDir>,
@@ -202,8 +208,12 @@ pub struct Parts {
     pub raft_runtime: tokio::runtime::Handle,
     /// Where everything else runs.
     pub io_runtime: tokio::runtime::Handle,
+    /// What its tasks have in common.
+    pub scope: Arc<NodeScope>,
     /// Opens its engine.
     pub open_engine: OpenEngine,
+    /// Opens its log.
+    pub open_log: OpenLog,
     /// Proves and checks the cluster's secret.
     pub auth: Arc<dyn transport::Auth>,
     /// Called when it cannot go on.
@@ -221,18 +231,15 @@ impl Node {
         parts: Parts,
         listener: Box<dyn crate::doors::Listener>,
     ) -> Result<Self, StartError> {
-        let scope = Arc::new(NodeScope {
-            random: parts.doors.random.clone(),
-            tasks: None,
-        });
         let disk = DiskGuard::new(parts.dir.path(), parts.settings.free_bytes_min)?;
         let shared = Arc::new(Shared {
             settings: parts.settings,
             doors: parts.doors,
-            scope,
+            scope: parts.scope,
             runtime: parts.raft_runtime,
             io: parts.io_runtime,
             open_engine: parts.open_engine,
+            open_log: parts.open_log,
             fatal: parts.fatal,
             metrics: Arc::default(),
             dir: Mutex::new(parts.dir),
@@ -265,9 +272,8 @@ impl Node {
         }
         node.serve_peers(listener);
         if identity.stage == Stage::Joining && !node.shared.settings.join.is_empty() {
-            let scope = node.shared.scope.clone();
-            let asking = crate::doors::in_scope(scope, node.clone().ask_to_join());
-            node.shared.io.spawn(asking);
+            let asking = node.clone().ask_to_join();
+            node.shared.scope.spawn_on(&node.shared.io, asking);
         }
         Ok(node)
     }
@@ -633,14 +639,13 @@ impl Node {
         let service = transport::Service::new(context, shared.slot.clone(), port.clone(), port);
         // Not when a stop begins: a node that hands leadership over must hear of its successor.
         let mut stopped = self.shared.stopped.subscribe();
-        let scope = shared.scope.clone();
-        shared.io.spawn(crate::doors::in_scope(scope, async move {
+        shared.scope.spawn_on(&shared.io, async move {
             let stop = async {
                 // The sender lives in the node itself.
                 drop(stopped.wait_for(|stopped| *stopped).await);
             };
             transport::serve(service, listener, stop).await;
-        }));
+        });
     }
 }
 
@@ -701,8 +706,7 @@ impl Shared {
     }
 
     fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) -> tokio::task::AbortHandle {
-        let scoped = crate::doors::in_scope(self.scope.clone(), future);
-        self.runtime.spawn(scoped).abort_handle()
+        self.scope.spawn_on(&self.runtime, future).abort_handle()
     }
 
     async fn open(self: &Arc<Self>, gate: Arc<PeerPort>) -> Result<Running, StartError> {
@@ -735,7 +739,7 @@ impl Shared {
             .map_err(|error| StartError::State(error.to_string()))?;
         let applied = executor.position().log_id;
         let fatal = self.fatal.clone();
-        let log = LogStore::open(
+        let log = (self.open_log)(
             &log_dir,
             log::Identity {
                 cluster: identity.cluster,
@@ -773,11 +777,9 @@ impl Shared {
         let recover_to = log.stats().committed_index;
         let (id, config) = (identity.node, Arc::new(raft_config()));
         let (network, storage, state) = (peers, log.clone(), machine.clone());
-        let started = self
-            .runtime
-            .spawn(crate::doors::in_scope(self.scope.clone(), async move {
-                Raft::new(id, config, network, storage, state).await
-            }));
+        let started = self.scope.spawn_on(&self.runtime, async move {
+            Raft::new(id, config, network, storage, state).await
+        });
         let raft = started
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?

@@ -348,11 +348,10 @@ impl Core {
         self.proposer.push_back_to_front(held);
         let core = self.clone();
         // The refusal may be called from a thread without a runtime.
-        self.runtime
-            .spawn(doors::in_scope(self.scope.clone(), async move {
-                tokio::time::sleep(RETRY_AFTER).await;
-                core.proposer.wake.notify_one();
-            }));
+        self.scope.spawn_on(&self.runtime, async move {
+            tokio::time::sleep(RETRY_AFTER).await;
+            core.proposer.wake.notify_one();
+        });
     }
 
     async fn forward(

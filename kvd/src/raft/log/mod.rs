@@ -25,7 +25,7 @@ pub use restart::{RestartError, RestartState, check_restart};
 #[doc(hidden)]
 pub use scan::fuzz_log;
 pub use scan::{Change, End, Record, Scan, scan};
-pub use store::{LogStats, LogStore};
+pub use store::{LogStats, LogStore, OnFatal};
 
 #[cfg(test)]
 mod suite_tests;

@@ -30,7 +30,7 @@ pub(super) const READ_BYTES_MAX: usize = 1 << 20;
 pub(super) const CHUNKS: &str = "chunks";
 
 /// Called once when the log has failed: one line that says what and where.
-pub(super) type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
+pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// The log's handle; cheap to clone.
 #[derive(Clone)]

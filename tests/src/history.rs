@@ -1,0 +1,311 @@
+//! Histories of calls on one key, and whether they are linearizable.
+//!
+//! The search is that of Wing and Gong with Lowe's memory of configurations already tried ("Testing
+//! for linearizability", 2017): calls take effect one after another, each at some moment between
+//! its beginning and its end, and with the reply that it got. A call whose outcome is unknown may
+//! take effect at any moment after its beginning, or never.
+
+use std::collections::HashSet;
+
+/// What a call does with the value of its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Answers the value.
+    Get,
+    /// Sets it, and answers OK.
+    Set(String),
+    /// Sets it, and answers the value before.
+    Swap(String),
+    /// Adds one, and answers the sum.
+    Incr,
+    /// Adds text to its end, and answers the length.
+    Append(String),
+}
+
+/// One call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// What it does.
+    pub op: Op,
+    /// When it began, on one clock for all calls; no two events are at the same time.
+    pub began: u64,
+    /// When it ended and what it was answered; none where nobody knows whether it took effect.
+    pub ended: Option<(u64, Option<String>)>,
+}
+
+type Value = Option<String>;
+
+fn step(value: &Value, op: &Op) -> (Value, Value) {
+    match op {
+        Op::Get => (value.clone(), value.clone()),
+        Op::Set(new) => (Some(new.clone()), Some("OK".to_owned())),
+        Op::Swap(new) => (Some(new.clone()), value.clone()),
+        Op::Incr => {
+            let number = value.as_ref().and_then(|value| value.parse().ok());
+            let sum = (number.unwrap_or(0_i64) + 1).to_string();
+            (Some(sum.clone()), Some(sum))
+        }
+        Op::Append(text) => {
+            let joined = value.clone().unwrap_or_default() + text;
+            let length = joined.len().to_string();
+            (Some(joined), Some(length))
+        }
+    }
+}
+
+/// Leaves out calls of unknown outcome whose value nobody saw: if any order explains the others,
+/// one does in which these never took effect.
+fn without_the_unseen(calls: &[Call]) -> Vec<Call> {
+    let derived = |call: &Call| matches!(call.op, Op::Incr | Op::Append(_));
+    if calls.iter().any(derived) {
+        return calls.to_vec();
+    }
+    let replies = calls.iter().filter_map(|call| call.ended.as_ref());
+    let seen: HashSet<&String> = replies.filter_map(|(_, reply)| reply.as_ref()).collect();
+    let counts = |call: &&Call| match &call.op {
+        Op::Set(value) | Op::Swap(value) => call.ended.is_some() || seen.contains(value),
+        _ => call.ended.is_some(),
+    };
+    calls.iter().filter(counts).cloned().collect()
+}
+
+/// One event of the search's list: a call's beginning or its end.
+struct Event {
+    call: usize,
+    begins: bool,
+    next: usize,
+    previous: usize,
+}
+
+/// Whether calls on one key, which is absent at first, are linearizable.
+///
+/// # Errors
+///
+/// They are not: the calls around the first end that cannot be explained.
+pub fn linearizable(calls: &[Call]) -> Result<(), String> {
+    let calls = &without_the_unseen(calls)[..];
+    let mut order: Vec<(u64, usize, bool)> = Vec::new();
+    for (n, call) in calls.iter().enumerate() {
+        order.push((call.began, n, true));
+        if let Some((ended, _)) = &call.ended {
+            order.push((*ended, n, false));
+        }
+    }
+    order.sort_unstable();
+    // The list's first element is none of the events.
+    let mut events = vec![Event {
+        call: usize::MAX,
+        begins: false,
+        next: usize::from(!order.is_empty()),
+        previous: 0,
+    }];
+    let (mut begin_of, mut end_of) = (vec![0; calls.len()], vec![0; calls.len()]);
+    for (n, (_, call, begins)) in order.iter().enumerate() {
+        let place = if *begins { &mut begin_of } else { &mut end_of };
+        place[*call] = n + 1;
+        events.push(Event {
+            call: *call,
+            begins: *begins,
+            next: if n + 1 == order.len() { 0 } else { n + 2 },
+            previous: n,
+        });
+    }
+    let unlink = |events: &mut Vec<Event>, n: usize| {
+        let (previous, next) = (events[n].previous, events[n].next);
+        events[previous].next = next;
+        if next != 0 {
+            events[next].previous = previous;
+        }
+    };
+    let relink = |events: &mut Vec<Event>, n: usize| {
+        let (previous, next) = (events[n].previous, events[n].next);
+        events[previous].next = n;
+        if next != 0 {
+            events[next].previous = n;
+        }
+    };
+    let mut left = calls.iter().filter(|call| call.ended.is_some()).count();
+    let mut value: Value = None;
+    let mut done = vec![0_u64; calls.len().div_ceil(64)];
+    let mut tried: HashSet<(Vec<u64>, Value)> = HashSet::new();
+    let mut taken: Vec<(usize, Value)> = Vec::new();
+    let (mut at, mut furthest) = (events[0].next, 0);
+    while left > 0 {
+        if at != 0 && events[at].begins {
+            let call = events[at].call;
+            let (after, reply) = step(&value, &calls[call].op);
+            let fits = match &calls[call].ended {
+                Some((_, answered)) => *answered == reply,
+                None => true,
+            };
+            if fits {
+                done[call / 64] |= 1 << (call % 64);
+                if tried.insert((done.clone(), after.clone())) {
+                    taken.push((call, std::mem::replace(&mut value, after)));
+                    unlink(&mut events, begin_of[call]);
+                    if calls[call].ended.is_some() {
+                        unlink(&mut events, end_of[call]);
+                        left -= 1;
+                    }
+                    at = events[0].next;
+                    continue;
+                }
+                done[call / 64] &= !(1 << (call % 64));
+            }
+            at = events[at].next;
+            continue;
+        }
+        // A call ends here that has not taken effect, so it must do so before: try other orders.
+        furthest = furthest.max(at);
+        let Some((call, before)) = taken.pop() else {
+            return Err(explain(calls, events[furthest].call));
+        };
+        value = before;
+        done[call / 64] &= !(1 << (call % 64));
+        if calls[call].ended.is_some() {
+            relink(&mut events, end_of[call]);
+            left += 1;
+        }
+        relink(&mut events, begin_of[call]);
+        at = events[begin_of[call]].next;
+    }
+    Ok(())
+}
+
+fn explain(calls: &[Call], failed: usize) -> String {
+    let Some(call) = calls.get(failed) else {
+        return "no order explains these calls".to_owned();
+    };
+    let (ended, _) = call
+        .ended
+        .as_ref()
+        .expect("only an end cannot be explained");
+    let mut near: Vec<&Call> = calls
+        .iter()
+        .filter(|other| {
+            let end = other.ended.as_ref().map_or(u64::MAX, |(end, _)| *end);
+            other.began <= *ended && end >= call.began.saturating_sub(200)
+        })
+        .collect();
+    near.sort_by_key(|call| call.began);
+    let lines: Vec<String> = near.iter().map(|call| format!("  {call:?}")).collect();
+    format!("no order explains {call:?} among\n{}", lines.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(op: Op, began: u64, ended: u64, reply: Option<&str>) -> Call {
+        Call {
+            op,
+            began,
+            ended: Some((ended, reply.map(str::to_owned))),
+        }
+    }
+
+    fn set(value: &str, began: u64, ended: u64) -> Call {
+        call(Op::Set(value.to_owned()), began, ended, Some("OK"))
+    }
+
+    fn get(value: Option<&str>, began: u64, ended: u64) -> Call {
+        call(Op::Get, began, ended, value)
+    }
+
+    fn unknown(op: Op, began: u64) -> Call {
+        Call {
+            op,
+            began,
+            ended: None,
+        }
+    }
+
+    #[test]
+    fn histories_that_one_copy_could_give_are_accepted() {
+        let incr = |sum: &str, began, ended| call(Op::Incr, began, ended, Some(sum));
+        for good in [
+            vec![],
+            vec![get(None, 1, 2), set("a", 3, 4), get(Some("a"), 5, 6)],
+            // Two writes at once, seen in either order.
+            vec![set("a", 1, 10), set("b", 2, 9), get(Some("a"), 11, 12)],
+            vec![set("a", 1, 10), set("b", 2, 9), get(Some("b"), 11, 12)],
+            // A read beside a write sees it, and a later one beside it too.
+            vec![set("a", 1, 20), get(None, 2, 3), get(Some("a"), 4, 5)],
+            // An unknown write may happen late, or never.
+            vec![
+                unknown(Op::Set("a".to_owned()), 1),
+                get(None, 2, 3),
+                get(Some("a"), 4, 5),
+            ],
+            vec![unknown(Op::Set("a".to_owned()), 1), get(None, 2, 3)],
+            vec![incr("1", 1, 5), incr("2", 2, 6), get(Some("2"), 7, 8)],
+            vec![
+                call(Op::Append("ab".to_owned()), 1, 2, Some("2")),
+                call(Op::Swap("c".to_owned()), 3, 4, Some("ab")),
+                get(Some("c"), 5, 6),
+            ],
+        ] {
+            assert_eq!(linearizable(&good), Ok(()), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn histories_that_no_single_copy_gives_are_refused() {
+        let incr = |sum: &str, began, ended| call(Op::Incr, began, ended, Some(sum));
+        for bad in [
+            // A stale read.
+            vec![set("a", 1, 2), set("b", 3, 4), get(Some("a"), 5, 6)],
+            // A write that is gone.
+            vec![set("a", 1, 2), get(None, 3, 4)],
+            // A value that nobody wrote, as of a write that was refused.
+            vec![get(Some("a"), 1, 2)],
+            // Seen, and then not any more.
+            vec![set("a", 1, 20), get(Some("a"), 2, 3), get(None, 4, 5)],
+            // An unknown write that is seen, undone and seen again.
+            vec![
+                set("b", 1, 2),
+                unknown(Op::Set("a".to_owned()), 3),
+                get(Some("a"), 4, 5),
+                get(Some("b"), 6, 7),
+            ],
+            // A lost update, and one that counts twice.
+            vec![incr("1", 1, 5), incr("1", 2, 6)],
+            vec![incr("1", 1, 2), get(Some("2"), 3, 4)],
+            // Two reads that see two writes in different orders.
+            vec![
+                set("a", 1, 20),
+                set("b", 2, 21),
+                get(Some("a"), 22, 23),
+                get(Some("b"), 24, 25),
+            ],
+        ] {
+            assert!(linearizable(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn long_histories_with_many_clients_are_decided_quickly() {
+        let mut calls = Vec::new();
+        let mut clock = 0;
+        for round in 0..300 {
+            // Eight clients write at once, and one of them was last.
+            for client in 0..8 {
+                calls.push(set(
+                    &format!("{round}:{client}"),
+                    clock + client,
+                    clock + 20 - client,
+                ));
+            }
+            calls.push(get(
+                Some(&format!("{round}:{}", round % 8)),
+                clock + 30,
+                clock + 31,
+            ));
+            calls.push(unknown(Op::Set(format!("{round}:lost")), clock + 32));
+            clock += 40;
+        }
+        assert_eq!(linearizable(&calls), Ok(()));
+        calls.push(get(Some("3:3"), clock, clock + 1));
+        assert!(linearizable(&calls).is_err());
+    }
+}
