@@ -134,10 +134,6 @@ impl NodeScope {
     }
 
     /// Spawns a task of the node on a runtime.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the door behind which tasks are spawned"
-    )]
     pub fn spawn_on<F>(
         self: &Arc<Self>,
         runtime: &tokio::runtime::Handle,
@@ -262,6 +258,11 @@ impl<J: Send + 'static> Worker<J> {
         let jobs = queue.clone();
         let wake = workers.start(name, Box::new(move || handle(jobs.take_all())));
         Worker { queue, wake }
+    }
+
+    /// Drops the jobs that wait.
+    pub fn clear(&self) {
+        drop(self.queue.take_all());
     }
 
     /// Hands over a job. Never blocks.

@@ -330,6 +330,15 @@ impl Node {
         }
     }
 
+    /// Lets go of everything as it stands, after the tasks have ended: a simulated crash.
+    pub fn abandon(&self) {
+        let running = self.shared.running.write();
+        if let Some(running) = running.expect("no panic while held").take() {
+            running.core.machine.abandon();
+        }
+        self.shared.slot.set(None);
+    }
+
     /// Makes everything durable, and stops Raft.
     pub async fn stop(&self) {
         let running = self

@@ -291,6 +291,13 @@ impl StateMachine {
         Ok(())
     }
 
+    /// Drops what waits for the workers, after they have ended: whoever is to be answered may hold
+    /// this itself.
+    pub fn abandon(&self) {
+        self.inner.apply.clear();
+        self.inner.snapshots.clear();
+    }
+
     /// Makes everything durable and lets go of the engine's files; nothing can be applied after.
     ///
     /// # Errors

@@ -1,0 +1,214 @@
+//! Disks that take time, and lose at a crash what was not synced; and workers that take time.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kvd::doors::{Random, Wake, Workers, spawn};
+use kvd::raft::log::{Body, Flushed, Journal, JournalState, MemoryDisk, MemoryJournal, Visit};
+use kvd::raft::{LogId, Vote};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+enum Record {
+    Append(LogId, Body),
+    Truncate(Option<LogId>),
+    Purge(LogId),
+    Vote(Vote),
+    Commit(LogId),
+}
+
+/// The disk of one node's log.
+pub(crate) struct LogDisk {
+    /// What is synced.
+    durable: MemoryJournal,
+    /// What was written since.
+    written: Vec<Record>,
+}
+
+impl Default for LogDisk {
+    fn default() -> Self {
+        LogDisk {
+            durable: MemoryJournal::open(MemoryDisk::default()),
+            written: Vec::new(),
+        }
+    }
+}
+
+impl LogDisk {
+    fn sync(&mut self, count: usize) {
+        for record in self.written.drain(..count) {
+            let done = match record {
+                Record::Append(id, body) => self.durable.append(id, body),
+                Record::Truncate(last) => self.durable.truncate_after(last),
+                Record::Purge(upto) => self.durable.purge(upto),
+                Record::Vote(vote) => self.durable.save_vote(vote),
+                Record::Commit(committed) => self.durable.save_committed(committed),
+            };
+            done.expect("memory takes it");
+        }
+    }
+
+    /// Shows the entries from `from` to `last` that are synced.
+    pub(crate) fn entries(&self, from: u64, last: u64, show: &mut dyn FnMut(LogId, &[u8])) {
+        let read = self.durable.read(from, last + 1, &mut |id, body| {
+            show(id, &body.0);
+            std::ops::ControlFlow::Continue(())
+        });
+        read.expect("memory is read");
+    }
+
+    /// The power goes: of what was not synced the first records may have reached the disk.
+    pub(crate) fn crash(&mut self, random: &Random) {
+        let count = random.next() as usize % (self.written.len() + 1);
+        self.sync(count);
+        self.written.clear();
+    }
+}
+
+/// A log on such a disk.
+pub(crate) struct SimJournal {
+    now: MemoryJournal,
+    disk: Arc<Mutex<LogDisk>>,
+    random: Random,
+}
+
+impl SimJournal {
+    pub(crate) fn open(disk: Arc<Mutex<LogDisk>>, random: Random) -> Self {
+        let mut now = MemoryJournal::open(MemoryDisk::default());
+        {
+            let disk = disk.lock().unwrap();
+            let state = disk.durable.state();
+            if let Some(purged) = state.purged {
+                now.purge(purged).expect("memory takes it");
+            }
+            disk.durable
+                .read(0, u64::MAX, &mut |id, body| {
+                    now.append(id, body.clone()).expect("memory takes it");
+                    std::ops::ControlFlow::Continue(())
+                })
+                .expect("memory is read");
+            if let Some(vote) = state.vote {
+                now.save_vote(vote).expect("memory takes it");
+            }
+            if let Some(committed) = state.committed {
+                now.save_committed(committed).expect("memory takes it");
+            }
+        }
+        SimJournal { now, disk, random }
+    }
+
+    fn write(&self, record: Record) {
+        self.disk.lock().unwrap().written.push(record);
+    }
+}
+
+impl Journal for SimJournal {
+    fn append(&mut self, id: LogId, body: Body) -> io::Result<()> {
+        self.write(Record::Append(id, body.clone()));
+        self.now.append(id, body)
+    }
+
+    fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        self.write(Record::Truncate(last));
+        self.now.truncate_after(last)
+    }
+
+    fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        self.write(Record::Purge(upto));
+        self.now.purge(upto)
+    }
+
+    fn save_vote(&mut self, vote: Vote) -> io::Result<()> {
+        self.write(Record::Vote(vote));
+        self.now.save_vote(vote)
+    }
+
+    fn save_committed(&mut self, committed: LogId) -> io::Result<()> {
+        self.write(Record::Commit(committed));
+        self.now.save_committed(committed)
+    }
+
+    fn flush(&mut self, done: Flushed) -> io::Result<()> {
+        let (disk, random) = (self.disk.clone(), self.random.clone());
+        let count = disk.lock().unwrap().written.len();
+        spawn(async move {
+            sleep(latency(&random)).await;
+            disk.lock().unwrap().sync(count);
+            done(Ok(()));
+        });
+        Ok(())
+    }
+
+    fn read(&self, from: u64, to: u64, visit: Visit<'_>) -> io::Result<()> {
+        self.now.read(from, to, visit)
+    }
+
+    fn state(&self) -> JournalState {
+        self.now.state()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.now.bytes()
+    }
+}
+
+/// How long a sync or another job of a worker takes.
+fn latency(random: &Random) -> Duration {
+    let us = match random.next() % 200 {
+        0 => 50_000 + random.next() % 300_000,
+        1..=19 => 2000 + random.next() % 8000,
+        _ => 50 + random.next() % 700,
+    };
+    Duration::from_micros(us)
+}
+
+/// Workers as tasks.
+pub(crate) struct Tasks {
+    pub(crate) random: Random,
+}
+
+struct TaskWake(Notify);
+
+impl Wake for TaskWake {
+    fn wake(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl Workers for Tasks {
+    fn start(
+        &self,
+        _name: &'static str,
+        mut run: Box<dyn FnMut() -> bool + Send>,
+    ) -> Arc<dyn Wake> {
+        let wake = Arc::new(TaskWake(Notify::new()));
+        let (own, random) = (wake.clone(), self.random.clone());
+        spawn(async move {
+            loop {
+                own.0.notified().await;
+                sleep(latency(&random)).await;
+                if !run() {
+                    return;
+                }
+            }
+        });
+        wake
+    }
+
+    fn run(&self, job: Box<dyn FnOnce() + Send>) {
+        let random = self.random.clone();
+        spawn(async move {
+            sleep(latency(&random)).await;
+            job();
+        });
+    }
+}
+
+/// The folder of a node that starts with nothing.
+pub(crate) fn wipe(dir: &Path) {
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).expect("the folder can be removed");
+    }
+}
