@@ -11,6 +11,8 @@ use kvd_tests::history::{Call, Op};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{sleep, timeout};
 
+use crate::plant::{Plant, planted};
+
 /// A call that takes longer is given up, with an unknown outcome.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -94,36 +96,62 @@ fn text(reply: &Reply) -> Option<String> {
     }
 }
 
-/// Makes one call and notes it; `false` where the connection is of no more use.
+/// What became of a connection with a call.
+pub(crate) enum Went {
+    /// It goes on.
+    On,
+    /// It is of no more use.
+    Away,
+    /// The call, which began at this time, is to be sent again; a planted bug alone says so.
+    Again(u64),
+}
+
+/// Makes one call and notes it. One that is sent again has `begun` already.
 pub(crate) async fn call(
     client: &mut Client,
     record: &Mutex<Record>,
     key: &'static str,
     op: Op,
-) -> bool {
-    let began = record.lock().unwrap().tick();
-    let reply = match &op {
-        Op::Get => client.call(&["GET", key]).await,
-        Op::Set(value) => client.call(&["SET", key, value]).await,
-        Op::Swap(value) => client.call(&["GETSET", key, value]).await,
-        Op::Incr => client.call(&["INCR", key]).await,
-        Op::Append(value) => client.call(&["APPEND", key, value]).await,
+    begun: Option<u64>,
+) -> Went {
+    let began = begun.unwrap_or_else(|| record.lock().unwrap().tick());
+    let args = match &op {
+        Op::Get => vec!["GET", key],
+        Op::Set(value) => vec!["SET", key, value],
+        Op::Swap(value) => vec!["GETSET", key, value],
+        Op::Incr => vec!["INCR", key],
+        Op::Append(value) => vec!["APPEND", key, value],
     };
+    let reply = client.call(&args).await;
+    let mut fate = reply
+        .as_ref()
+        .map_or(Some(Fate::Unknown), |reply| outcome::fate(reply));
+    let went = match reply {
+        Some(_) => Went::On,
+        None => Went::Away,
+    };
+    if fate == Some(Fate::Unknown) && op != Op::Get {
+        if planted(Plant::SentAgain) {
+            return Went::Again(began);
+        }
+        if planted(Plant::WrongRefusal) {
+            fate = Some(Fate::NotDone);
+        }
+    }
     let mut record = record.lock().unwrap();
     let now = record.tick();
-    let fate = reply.as_ref().map(outcome::fate);
     let ended = match fate {
         // It did not happen: no history may need it.
-        Some(Some(Fate::NotDone | Fate::Refused)) => {
+        Some(Fate::NotDone | Fate::Refused) => {
             record.refused += 1;
-            return true;
+            return went;
         }
-        Some(None) => Some((now, reply.as_ref().and_then(text))),
-        Some(Some(Fate::Unknown)) | None if op == Op::Get => return reply.is_some(),
-        Some(Some(Fate::Unknown)) | None => None,
+        None => Some((now, reply.as_ref().and_then(text))),
+        Some(Fate::Unknown) if op == Op::Get => return went,
+        Some(Fate::Unknown) => None,
     };
     record.calls.push((key, Call { op, began, ended }));
-    reply.is_some()
+    went
 }
 
 /// Calls through one node after another until told to stop.
@@ -136,6 +164,7 @@ pub(crate) async fn run(
     random: Random,
 ) {
     let mut n = 0;
+    let mut again: Option<(&'static str, Op, u64)> = None;
     while !stop.load(Ordering::Relaxed) {
         let addr = &addrs[random.next() as usize % addrs.len()];
         let Some(mut client) = Client::connect(&net, addr).await else {
@@ -155,8 +184,17 @@ pub(crate) async fn run(
                 7 | 8 => (COUNTERS[random.next() as usize % COUNTERS.len()], Op::Incr),
                 _ => (COUNTERS[random.next() as usize % COUNTERS.len()], Op::Get),
             };
-            if !call(&mut client, &record, key, op).await {
-                break;
+            let (key, op, begun) = match again.take() {
+                Some((key, op, begun)) => (key, op, Some(begun)),
+                None => (key, op, None),
+            };
+            match call(&mut client, &record, key, op.clone(), begun).await {
+                Went::On => {}
+                Went::Away => break,
+                Went::Again(begun) => {
+                    again = Some((key, op, begun));
+                    break;
+                }
             }
             sleep(Duration::from_micros(random.next() % 60_000)).await;
         }

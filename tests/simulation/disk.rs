@@ -11,6 +11,8 @@ use kvd::raft::{LogId, Vote};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use crate::plant::{Plant, planted};
+
 enum Record {
     Append(LogId, Body),
     Truncate(Option<LogId>),
@@ -23,6 +25,8 @@ enum Record {
 pub(crate) struct LogDisk {
     /// What is synced.
     durable: MemoryJournal,
+    /// How many records that are.
+    synced: usize,
     /// What was written since.
     written: Vec<Record>,
 }
@@ -31,13 +35,22 @@ impl Default for LogDisk {
     fn default() -> Self {
         LogDisk {
             durable: MemoryJournal::open(MemoryDisk::default()),
+            synced: 0,
             written: Vec::new(),
         }
     }
 }
 
 impl LogDisk {
-    fn sync(&mut self, count: usize) {
+    /// How many records were written at all.
+    fn end(&self) -> usize {
+        self.synced + self.written.len()
+    }
+
+    /// Everything up to record number `end` is on the disk.
+    fn sync(&mut self, end: usize) {
+        let count = end.saturating_sub(self.synced);
+        self.synced += count;
         for record in self.written.drain(..count) {
             let done = match record {
                 Record::Append(id, body) => self.durable.append(id, body),
@@ -61,8 +74,8 @@ impl LogDisk {
 
     /// The power goes: of what was not synced the first records may have reached the disk.
     pub(crate) fn crash(&mut self, random: &Random) {
-        let count = random.next() as usize % (self.written.len() + 1);
-        self.sync(count);
+        let kept = random.next() as usize % (self.written.len() + 1);
+        self.sync(self.synced + kept);
         self.written.clear();
     }
 }
@@ -121,7 +134,9 @@ impl Journal for SimJournal {
     }
 
     fn save_vote(&mut self, vote: Vote) -> io::Result<()> {
-        self.write(Record::Vote(vote));
+        if !planted(Plant::ForgottenVote) {
+            self.write(Record::Vote(vote));
+        }
         self.now.save_vote(vote)
     }
 
@@ -132,10 +147,21 @@ impl Journal for SimJournal {
 
     fn flush(&mut self, done: Flushed) -> io::Result<()> {
         let (disk, random) = (self.disk.clone(), self.random.clone());
-        let count = disk.lock().unwrap().written.len();
+        let (end, votes) = {
+            let disk = disk.lock().unwrap();
+            let vote = |record: &Record| matches!(record, Record::Vote(_) | Record::Truncate(_));
+            (disk.end(), disk.written.iter().all(vote))
+        };
+        let early = planted(Plant::EarlySync) || planted(Plant::EarlyVote) && votes;
         spawn(async move {
+            if early {
+                done(Ok(()));
+                sleep(latency(&random)).await;
+                disk.lock().unwrap().sync(end);
+                return;
+            }
             sleep(latency(&random)).await;
-            disk.lock().unwrap().sync(count);
+            disk.lock().unwrap().sync(end);
             done(Ok(()));
         });
         Ok(())

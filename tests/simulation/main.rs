@@ -5,7 +5,11 @@
 //! cargo test -p kvd-tests --test simulation                  a few seeds
 //! KVD_SEEDS=1000 cargo test -p kvd-tests --test simulation    more of them, from KVD_SEED on (1)
 //! cargo test -p kvd-tests --test simulation -- --seed 42      one of them, with all its events
+//! KVD_PLANT=early-sync cargo test ... -- --seed 42            the same with a planted bug
 //! ```
+//!
+//! Without a number it also runs each of the planted bugs (see [`plant`]) until one of the seeds
+//! shows it: a simulation that does not find those finds nothing.
 //!
 //! Each seed runs in a process of its own: tokio's own choices (which task a `watch` wakes first)
 //! hang on a counter of the process and on the operating system's randomness, so both must be the
@@ -19,16 +23,20 @@
 mod clients;
 mod disk;
 mod net;
+mod plant;
 mod world;
 
 use std::io::Read as _;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Seeds of a smoke run.
 const SEEDS: u64 = 24;
+
+/// Seeds in which a planted bug must show.
+const PLANTED_SEEDS: u64 = 30;
 
 /// A run takes seconds; one that takes this long hangs.
 const RUN_TIME: Duration = Duration::from_secs(300);
@@ -141,7 +149,7 @@ fn all() -> ExitCode {
                     }
                     // The first one twice: the same number gives the same run.
                     let runs = if seed == first { 2 } else { 1 };
-                    let reports: Vec<_> = (0..runs).map(|_| child(seed)).collect();
+                    let reports: Vec<_> = (0..runs).map(|_| child(seed, None)).collect();
                     for report in &reports {
                         match report {
                             Ok(report) => {
@@ -167,6 +175,7 @@ fn all() -> ExitCode {
             });
         }
     });
+    let missed = find_planted(threads);
     let failed = failed.into_inner().unwrap();
     let (done, faults) = totals.into_inner().unwrap();
     println!(
@@ -179,17 +188,46 @@ fn all() -> ExitCode {
         println!("seed {seed}: {said}");
         println!("again: cargo test -p kvd-tests --test simulation -- --seed {seed}");
     }
-    if failed.is_empty() {
+    for name in &missed {
+        println!("the planted bug {name} was not found in {PLANTED_SEEDS} seeds");
+    }
+    if failed.is_empty() && missed.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
 }
 
+/// Runs each planted bug until a seed shows it; returns those that none shows.
+fn find_planted(threads: usize) -> Vec<&'static str> {
+    let next = AtomicUsize::new(0);
+    let missed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((name, _)) = plant::ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let shown = (1..=PLANTED_SEEDS)
+                        .find_map(|seed| Some((seed, child(seed, Some(name)).err()?)));
+                    match shown {
+                        None => missed.lock().unwrap().push(*name),
+                        Some((seed, said)) => {
+                            let line = said.lines().next().unwrap_or("it fails");
+                            let line: String = line.chars().take(120).collect();
+                            println!("planted {name}: shown by seed {seed}: {line}");
+                        }
+                    }
+                }
+            });
+        }
+    });
+    missed.into_inner().unwrap()
+}
+
 /// Runs one seed in a process of its own.
-fn child(seed: u64) -> Result<String, String> {
+fn child(seed: u64, plant: Option<&str>) -> Result<String, String> {
     let mut child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--seed", &seed.to_string()])
+        .envs(plant.map(|plant| (plant::VARIABLE, plant)))
         .env("KVD_SIMULATION_QUIET", "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

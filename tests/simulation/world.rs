@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use kvd::data_dir::{Birth, DataDir};
 use kvd::doors::{Clock, Doors, NodeScope, Random};
-use kvd::node::{ConfigLimits, Node, Parts, Role, Settings};
+use kvd::node::{ConfigLimits, Node, Parts, ReadLevel, Role, Settings};
 use kvd::raft::log::LogStore;
 use kvd::raft::transport::NoAuth;
 use kvd::resp::Reply;
 use kvd::server::{self, Server, ServerSettings};
-use kvd::storage::{Caps, MemoryEngine};
+use kvd::storage::{Caps, Engine as _, Flow, MemoryEngine, Op as KeptOp, Range, Read as _};
 use kvd_tests::history::{Op, linearizable};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
@@ -24,6 +24,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::clients::{self, Client, Record};
 use crate::disk::{LogDisk, SimJournal, Tasks, wipe};
 use crate::net::Wires;
+use crate::plant::{Plant, planted};
 
 /// Members that there may be; the last one is outside at first.
 const MEMBERS: usize = 4;
@@ -134,6 +135,30 @@ fn engine(n: usize) -> MemoryEngine {
     }
 }
 
+fn crash_engine(engine: &MemoryEngine) {
+    let mut kept = Vec::new();
+    if planted(Plant::LostMark) {
+        let all = Range {
+            from: b"",
+            to: None,
+            reverse: false,
+        };
+        let kept = &mut kept;
+        let read = engine.scan(all, &mut |key, value| {
+            kept.push((key.to_vec(), value.to_vec()));
+            Flow::Continue
+        });
+        read.expect("memory is read");
+    }
+    engine.crash();
+    let batch: Vec<KeptOp<'_>> = kept
+        .iter()
+        .map(|(key, value)| KeptOp::Put(key, value))
+        .collect();
+    let mark = engine.mark().expect("memory is read");
+    engine.write(&batch, &mark).expect("memory takes it");
+}
+
 impl World {
     async fn start(&mut self, n: usize) -> Result<(), String> {
         // Whoever begins anew waits to be taken in: clients would take it for the cluster.
@@ -207,6 +232,11 @@ impl World {
             let settings = ServerSettings {
                 protected_mode: false,
                 hold: Duration::from_secs(2),
+                read_level: if planted(Plant::LocalReads) {
+                    ReadLevel::Local
+                } else {
+                    ReadLevel::Linearizable
+                },
                 ..ServerSettings::default()
             };
             let server = Server::new(node.clone(), settings, doors);
@@ -235,7 +265,7 @@ impl World {
             running.scope.crash().await;
             running.node.abandon();
             drop(running);
-            member.engine.crash();
+            crash_engine(&member.engine);
             member.log.lock().unwrap().crash(&self.random);
         }
     }
@@ -252,7 +282,7 @@ impl World {
             running.node.abandon();
             drop(running);
             if stopped.is_err() {
-                member.engine.crash();
+                crash_engine(&member.engine);
                 member.log.lock().unwrap().crash(&self.random);
             }
         }
@@ -587,7 +617,7 @@ async fn live(seed: u64) -> Result<String, String> {
             let mut client = Client::connect(&wires.at(ADMIN), &client_addr(n)).await;
             let client = client.as_mut().ok_or("a healed node does not answer")?;
             for key in clients::keys() {
-                clients::call(client, &record, key, Op::Get).await;
+                clients::call(client, &record, key, Op::Get, None).await;
             }
         }
         Ok::<(), String>(())
