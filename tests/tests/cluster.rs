@@ -435,6 +435,51 @@ fn a_member_that_comes_back_at_other_addresses_is_found_there() {
     assert_eq!(nodes[2].client().call(&["GET", "a"]), Reply::bulk("2"));
 }
 
+#[test]
+fn members_find_each_other_where_most_or_all_have_moved_at_once() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
+    for moving in [&[0, 1][..], &[0, 1, 2]] {
+        assert_eq!(nodes[0].client().call(&["INCR", "a"]).is_error(), false);
+        for node in &mut nodes {
+            node.kill();
+        }
+        for n in moving {
+            let moved = Node::new(temp.path(), &format!("node{n}"), "redb");
+            (nodes[*n].port, nodes[*n].raft_port) = (moved.port, moved.raft_port);
+        }
+        // Where nobody is where the others know, they are told of one that all can reach.
+        let hint = nodes[0].raft_addr();
+        for node in &mut nodes {
+            let all = moving.len() == 3;
+            node.set_env("KVD_JOIN", all.then_some(&*hint));
+            node.spawn();
+        }
+        until("they lead and follow", || {
+            nodes.iter().all(|node| {
+                let master = node.info("raft_leader");
+                master.is_some_and(|leader| !leader.is_empty())
+            })
+        });
+        let written = nodes[2].client().call(&["INCR", "a"]);
+        assert!(matches!(written, Reply::Int(_)), "{written:?}");
+        for node in &nodes {
+            until("all know where all are", || {
+                nodes.iter().all(|moved| {
+                    let raft = format!("raft={}", moved.raft_addr());
+                    (0..3).any(|m| {
+                        let line = node.info(&format!("raft_member{m}"));
+                        line.is_some_and(|line| line.contains(&raft))
+                    })
+                })
+            });
+        }
+        level_digests(&nodes);
+    }
+    assert_eq!(nodes[1].client().call(&["GET", "a"]), Reply::bulk("4"));
+}
+
 /// A leader that trusted a lease would answer from memory: the voter that it counted on has
 /// restarted, forgotten the lease, and elected another one.
 #[test]

@@ -1,10 +1,11 @@
 //! How long writes wait for a new leader, and that redis-benchmark does not notice.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kvd::resp::Reply;
-use kvd_tests::{Client, Node, alone, cluster, leader, level_digests, until};
+use kvd_tests::{Client, Node, alone, cluster, join, leader, level_digests, until};
 
 /// Rounds: few here, many on demand (`KVD_ROUNDS=20`).
 fn rounds() -> usize {
@@ -67,6 +68,62 @@ fn a_write_waits_for_the_next_leader_after_a_kill_or_a_handover() {
     }
     report("kill -9 of the leader", killed);
     report("handover of leadership", handed);
+}
+
+/// Checkpoints and cuts of the log, a few each second: the time to the next leader must not hang on
+/// them.
+#[test]
+fn a_write_waits_no_longer_for_the_next_leader_while_logs_are_cut() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes: Vec<Node> = (0..3)
+        .map(|n| Node::new(temp.path(), &format!("node{n}"), "redb"))
+        .map(|node| node.with(&["--max-log-bytes", "300000"]))
+        .collect();
+    join(&mut nodes);
+    let addrs: Vec<String> = nodes.iter().map(Node::addr).collect();
+    let stop = AtomicBool::new(false);
+    let mut killed = Vec::new();
+    std::thread::scope(|scope| {
+        for writer in 0..2 {
+            let (addrs, stop) = (&addrs, &stop);
+            scope.spawn(move || {
+                let value = "x".repeat(10_000);
+                let mut n = writer;
+                while !stop.load(Ordering::Relaxed) {
+                    n += 1;
+                    let Ok(mut client) = Client::connect(&addrs[n % 3]) else {
+                        continue;
+                    };
+                    while !stop.load(Ordering::Relaxed) {
+                        n += 1;
+                        let key = format!("load:{}", n % 1000);
+                        if client.try_call(&["SET", &key, &value]).is_err() {
+                            break;
+                        }
+                        std::thread::park_timeout(Duration::from_millis(5));
+                    }
+                }
+            });
+        }
+        for _ in 0..rounds() {
+            let first = leader(&nodes);
+            let survivor = other_than(&nodes, first);
+            let cut = survivor.info_number("raft_purged_index");
+            until("the log is cut", || {
+                survivor.info_number("raft_purged_index") > cut
+            });
+            let mut client = survivor.client();
+            client.call(&["SET", "gap", "first"]);
+            let began = Instant::now();
+            nodes[first].kill();
+            killed.push(longest_gap(&mut client, began));
+            nodes[first].start();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    level_digests(&nodes);
+    report("kill -9 of the leader while logs are cut", killed);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 mod catch_up;
 mod clients;
+mod clocks;
 mod cluster;
 mod commands;
 mod compare;

@@ -1,9 +1,11 @@
 //! A member that comes back at other addresses tells the cluster.
 //!
-//! The others cannot reach it, so it does not learn who leads; it asks every member it knows of.
-//! Who it is has been settled by the handshake.
+//! The others cannot reach it, so it does not learn who leads; it tells every member it knows of.
+//! Who it is has been settled by the handshake. Each that is told dials it there from then on: so
+//! they can elect a leader, who changes the membership, also where most of them have moved.
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use openraft::ChangeMembers;
@@ -14,6 +16,32 @@ use super::membership::CHANGE_TIMEOUT;
 use super::peer::{Request, Response};
 use crate::data_dir::Addresses;
 use crate::raft::NodeId;
+
+/// Where members said that they are, each with where the membership said that it is then: once the
+/// membership says something else, that counts.
+#[derive(Default)]
+pub(super) struct Moved(Mutex<BTreeMap<NodeId, (String, String)>>);
+
+impl Moved {
+    /// A member of which the membership says `known` is at `now`.
+    pub(super) fn note(&self, id: NodeId, known: &str, now: &str) {
+        let mut moved = self.0.lock().expect("no panic while held");
+        moved.insert(id, (known.to_owned(), now.to_owned()));
+    }
+
+    /// A member has started: it will say where it is, if need be.
+    pub(super) fn forget(&self, id: NodeId) {
+        self.0.lock().expect("no panic while held").remove(&id);
+    }
+
+    /// Where a member is of which the membership says `known`.
+    pub(super) fn of(&self, id: NodeId, known: String) -> String {
+        match self.0.lock().expect("no panic while held").get(&id) {
+            Some((then, now)) if *then == known => now.clone(),
+            _ => known,
+        }
+    }
+}
 
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -44,13 +72,53 @@ impl Core {
                     raft_addr,
                     client_addr,
                 };
+                // Only the leader can note it; all are told until it has.
                 for (id, member) in members.iter().filter(|(id, _)| *id != self.id) {
                     let deadline = Instant::now() + AGAIN_AFTER;
-                    // Whoever does not lead refuses; it is asked again as long as need be.
-                    drop(self.ask(*id, member, &request, deadline).await);
+                    let answer = self.ask(*id, member, &request, deadline).await;
+                    self.learn(answer.ok());
+                }
+                // Where all have moved, an operator knows where to.
+                for addr in &self.settings.join {
+                    let answer = self.peers.call(0, addr, request.encode(), AGAIN_AFTER);
+                    let answer = self.understand(answer.await);
+                    self.learn(answer.ok());
                 }
             }
             sleep(AGAIN_AFTER).await;
+        }
+    }
+
+    /// A member has told where it is.
+    pub(super) async fn told(&self, id: NodeId, raft_addr: &str, client_addr: &str) -> Response {
+        let members = self.members();
+        let Some((_, member)) = members.iter().find(|(known, _)| *known == id) else {
+            return Response::Refused;
+        };
+        self.moved.note(id, &member.raft_addr, raft_addr);
+        if matches!(self.leadership(), Leadership::Mine { .. }) {
+            return self.note_addresses(id, raft_addr, client_addr).await;
+        }
+        let found = members
+            .into_iter()
+            .map(|(id, member)| (id, self.moved.of(id, member.raft_addr)));
+        Response::Whereabouts(found.collect())
+    }
+
+    /// Where a member that does not lead finds the others: they may have moved as well.
+    fn learn(&self, answer: Option<Response>) {
+        let Some(Response::Whereabouts(found)) = answer else {
+            return;
+        };
+        let members = self.members();
+        for (id, addr) in found {
+            let known = members.iter().find(|(known, _)| *known == id);
+            if let Some((_, member)) = known
+                && id != self.id
+                && member.raft_addr != addr
+            {
+                self.moved.note(id, &member.raft_addr, &addr);
+            }
         }
     }
 
@@ -71,21 +139,11 @@ impl Core {
         if moved == member {
             return Response::Reply(crate::resp::Reply::Ok);
         }
-        // A change that needs this member's voice can only be committed when it is reached; and
-        // Raft goes on with the connections that it has made.
-        if id != self.id {
-            self.moved
-                .lock()
-                .expect("no panic while held")
-                .insert(id, raft_addr.to_owned());
-        }
         let nodes = BTreeMap::from([(id, moved)]);
         let change = self
             .raft
             .change_membership(ChangeMembers::SetNodes(nodes), true);
-        let changed = timeout(CHANGE_TIMEOUT, change).await;
-        self.moved.lock().expect("no panic while held").remove(&id);
-        match changed {
+        match timeout(CHANGE_TIMEOUT, change).await {
             Ok(Ok(_)) => {
                 tracing::info!(member = %member.name, raft_addr, client_addr, "member moved");
                 Response::Reply(crate::resp::Reply::Ok)

@@ -1,7 +1,6 @@
 //! One membership of a node: its Raft, its log and its state, from the opening of the data
 //! directory until the node stops or is taken over by another cluster.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -11,6 +10,7 @@ use openraft::{Instant as _, ServerState};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::announce::Moved;
 use super::disk::DiskGuard;
 use super::leader_time::LeaderTime;
 use super::peer::{Request, Response};
@@ -74,7 +74,9 @@ pub(super) struct Core {
     /// The state is no older than of this moment.
     pub(super) fresh_at: Mutex<Option<Instant>>,
     pub(super) disk: Arc<DiskGuard>,
-    pub(super) moved: Arc<Mutex<BTreeMap<NodeId, String>>>,
+    pub(super) moved: Arc<Moved>,
+    /// The last entry of the log when the node started: what it applies up to there is history.
+    pub(super) began_behind: u64,
 }
 
 /// Passes what the state machine tells on to the waiting proposals.
@@ -150,7 +152,8 @@ impl Core {
             Some((of, time)) if *of == term => time.now(now, wall),
             other => {
                 let last = *self.machine.progress().borrow();
-                let mut started = LeaderTime::start(last.time_ms, last.at, now, wall);
+                let live = last.stamped > self.began_behind;
+                let mut started = LeaderTime::start(last.time_ms, last.at, live, now, wall);
                 let ms = started.now(now, wall);
                 *other = Some((term, started));
                 ms

@@ -29,6 +29,7 @@ use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use self::announce::Moved;
 use self::core::{Core, Leadership, Watcher};
 use self::disk::DiskGuard;
 pub use self::membership::JOIN_INTENTS;
@@ -180,7 +181,7 @@ struct Shared {
     dir: Mutex<DataDir>,
     disk: Arc<DiskGuard>,
     /// Where members said that they are, while the membership is changed to say so too.
-    moved: Arc<Mutex<BTreeMap<NodeId, String>>>,
+    moved: Arc<Moved>,
     /// Absent while the node belongs to no cluster or is being taken over.
     running: RwLock<Option<Running>>,
     /// Where the transport finds Raft.
@@ -784,6 +785,7 @@ impl Shared {
         let peers = transport::Peers::new(context.clone());
         let requests = transport::RequestClient::new(context);
         let recover_to = log.stats().committed_index;
+        let began_behind = log.stats().last_index;
         let (id, config) = (identity.node, Arc::new(raft_config()));
         let (network, storage, state) = (peers, log.clone(), machine.clone());
         let started = self.scope.spawn_on(&self.runtime, async move {
@@ -818,6 +820,7 @@ impl Shared {
             fresh_at: Mutex::new(None),
             disk: self.disk.clone(),
             moved: self.moved.clone(),
+            began_behind,
         });
         self.slot.set(Some(Arc::new(raft)));
         if identity.stage == Stage::Founding {

@@ -70,6 +70,8 @@ pub(super) enum Response {
     },
     /// The wall clock.
     Greeting { wall_ms: u64 },
+    /// The asked member does not lead; where it finds the members, by their identities.
+    Whereabouts(Vec<(NodeId, String)>),
 }
 
 const FORWARD: u8 = 1;
@@ -91,6 +93,7 @@ const BARRIER_AT: u8 = 4;
 const REPLY: u8 = 5;
 const ADOPTED: u8 = 6;
 const GREETING: u8 = 7;
+const WHEREABOUTS: u8 = 8;
 
 impl Request {
     pub(super) fn encode(&self) -> Bytes {
@@ -244,6 +247,14 @@ impl Response {
                 out.push(GREETING);
                 out.extend_from_slice(&wall_ms.to_le_bytes());
             }
+            Response::Whereabouts(members) => {
+                out.push(WHEREABOUTS);
+                out.extend_from_slice(&(members.len() as u32).to_le_bytes());
+                for (id, addr) in members {
+                    out.extend_from_slice(&id.to_le_bytes());
+                    codec::put_text(&mut out, addr);
+                }
+            }
         }
         out.into()
     }
@@ -286,6 +297,14 @@ impl Response {
                 let wall_ms = r.u64("response")?;
                 r.finish("response")
                     .map(|()| Response::Greeting { wall_ms })
+            }
+            WHEREABOUTS => {
+                let mut members = Vec::new();
+                for _ in 0..r.u32("response")? {
+                    members.push((r.u64("response")?, r.text("response")?));
+                }
+                r.finish("response")
+                    .map(|()| Response::Whereabouts(members))
             }
             _ => Err(Malformed("response: unknown kind")),
         }
@@ -382,6 +401,7 @@ mod tests {
                 level: 1,
             },
             Response::Greeting { wall_ms: 7 },
+            Response::Whereabouts(vec![(7, "h:1".to_owned()), (8, "h:2".to_owned())]),
         ] {
             assert_eq!(Response::decode(response.encode()), Ok(response));
         }

@@ -98,15 +98,10 @@ impl transport::Gate for PeerPort {
     }
 
     fn moved_to(&self, peer: NodeId) -> Option<String> {
-        let shared = &self.node.shared;
-        let moving = shared.moved.lock().expect("no panic while held");
-        if let Some(addr) = moving.get(&peer) {
-            return Some(addr.clone());
-        }
-        drop(moving);
-        let members = shared.core()?.members();
-        let member = members.into_iter().find(|(id, _)| *id == peer);
-        member.map(|(_, member)| member.raft_addr)
+        let core = self.node.shared.core()?;
+        let mut members = core.members().into_iter();
+        let (_, member) = members.find(|(id, _)| *id == peer)?;
+        Some(core.moved.of(peer, member.raft_addr))
     }
 
     fn has_room(&self, bytes: usize) -> bool {
@@ -195,12 +190,13 @@ impl transport::RequestHandler for PeerPort {
                     raft_addr,
                     client_addr,
                 }) if !stranger => match port.node.shared.core() {
-                    Some(core) if matches!(core.leadership(), Leadership::Mine { .. }) => {
-                        core.note_addresses(from.node, &raft_addr, &client_addr)
-                            .await
-                    }
-                    _ => Response::Refused,
+                    Some(core) => core.told(from.node, &raft_addr, &client_addr).await,
+                    None => Response::Refused,
                 },
+                Ok(Request::Greet) if !stranger => {
+                    port.node.shared.moved.forget(from.node);
+                    port.answer(Request::Greet, stranger).await
+                }
                 // A change of life goes on when the peer that asked for it is gone.
                 Ok(request @ (Request::Adopt { .. } | Request::Removed)) => {
                     let changed =

@@ -63,6 +63,8 @@ pub struct Executor {
     swept: u32,
     on_asked: OnAsked,
     engine_time: Duration,
+    /// The last entry that carried a time.
+    stamped: u64,
 }
 
 /// What one entry gave, and the groups it came from.
@@ -91,6 +93,7 @@ impl Executor {
             swept: 0,
             on_asked: Box::new(|_, _| {}),
             engine_time: Duration::ZERO,
+            stamped: 0,
         })
     }
 
@@ -99,6 +102,11 @@ impl Executor {
     #[must_use]
     pub fn with_on_asked(self, on_asked: OnAsked) -> Self {
         Executor { on_asked, ..self }
+    }
+
+    /// The last entry that carried a time; 0 while none was applied.
+    pub fn stamped(&self) -> u64 {
+        self.stamped
     }
 
     /// How long the engine's writes took since this was asked last.
@@ -128,6 +136,7 @@ impl Executor {
     /// As for [`new`](Self::new).
     pub fn reload(&mut self) -> Result<(), Stop> {
         self.position = read_position(&self.store)?;
+        self.stamped = self.position.index();
         Ok(())
     }
 
@@ -188,6 +197,9 @@ impl Executor {
         for entry in entries {
             let outcome = self::apply(entry, &mut txn, &mut position, &mut self.due_left)?;
             position.log_id = Some(entry.log_id);
+            if matches!(entry.payload, EntryPayload::Normal(_)) {
+                self.stamped = entry.log_id.index;
+            }
             asked = outcome.asked;
             outcomes.push(outcome);
             if asked {

@@ -39,6 +39,8 @@ pub struct Progress {
     pub term: u64,
     /// Replicated time.
     pub time_ms: u64,
+    /// The last entry that carried a time; 0 while none was applied since the start.
+    pub stamped: u64,
     /// When it was applied here.
     pub at: Instant,
     /// Keys that are due were left for the next entry.
@@ -113,7 +115,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn publish(&self, position: &Position, due_left: bool) {
+    fn publish(&self, position: &Position, stamped: u64, due_left: bool) {
         {
             let mut shared = self.position.lock().expect("no panic while held");
             if shared.membership.log_id() != position.membership.log_id() {
@@ -126,6 +128,7 @@ impl Shared {
             index: position.index(),
             term: position.log_id.map_or(0, |id| id.leader_id.term),
             time_ms: position.time_ms,
+            stamped,
             at: Instant::now(),
             due_left,
         });
@@ -153,6 +156,7 @@ impl StateMachine {
             index: position.index(),
             term: position.log_id.map_or(0, |id| id.leader_id.term),
             time_ms: position.time_ms,
+            stamped: 0,
             at: Instant::now(),
             due_left: false,
         });
@@ -393,7 +397,7 @@ fn run(
                 Ok(position) => {
                     log.set_purge_floor(position.index());
                     *shared.durable.lock().expect("no panic while held") = Some(position.clone());
-                    shared.publish(&position, false);
+                    shared.publish(&position, executor.stamped(), false);
                     drop(done.send(Ok(())));
                     true
                 }
@@ -433,7 +437,7 @@ fn apply(
         }
     }
     // First visible, then acknowledged.
-    shared.publish(executor.position(), executor.due_left());
+    shared.publish(executor.position(), executor.stamped(), executor.due_left());
     for ((_, responder), outcome) in batch.into_iter().zip(outcomes) {
         if let Some(responder) = responder {
             responder.send(outcome.applied);
