@@ -162,14 +162,14 @@ fn all() -> ExitCode {
                                 totals.0 += number("done=");
                                 totals.1 += number("faults=");
                             }
-                            Err(said) => failed.lock().unwrap().push((seed, said.clone())),
+                            Err(said) => fail(&failed, seed, said.clone()),
                         }
                     }
                     if let [Ok(once), Ok(again)] = &reports[..]
                         && once != again
                     {
                         let said = format!("it is not the same again: {once} and {again}");
-                        failed.lock().unwrap().push((seed, said));
+                        fail(&failed, seed, said);
                     }
                 }
             });
@@ -184,10 +184,6 @@ fn all() -> ExitCode {
         began.elapsed().as_secs_f64(),
         failed.len()
     );
-    for (seed, said) in &failed {
-        println!("seed {seed}: {said}");
-        println!("again: cargo test -p kvd-tests --test simulation -- --seed {seed}");
-    }
     for name in &missed {
         println!("the planted bug {name} was not found in {PLANTED_SEEDS} seeds");
     }
@@ -196,6 +192,13 @@ fn all() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Says at once what failed: a long run may be looked at before its end.
+fn fail(failed: &Mutex<Vec<u64>>, seed: u64, said: String) {
+    println!("seed {seed}: {said}");
+    println!("again: cargo test -p kvd-tests --test simulation -- --seed {seed}");
+    failed.lock().unwrap().push(seed);
 }
 
 /// Runs each planted bug until a seed shows it; returns those that none shows.
