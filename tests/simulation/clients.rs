@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kvd::doors::{Net, Random, Stream};
-use kvd::outcome::{self, Fate};
+use kvd::outcome::Fate;
 use kvd::resp::{Reply, ReplyDecoder};
-use kvd_tests::history::{Call, Op};
+use kvd_tests::history::{self, Op, Record};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{sleep, timeout};
 
@@ -15,36 +15,6 @@ use crate::plant::{Plant, planted};
 
 /// A call that takes longer is given up, with an unknown outcome.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// The keys that hold anything, and those that count.
-const PLAIN: [&str; 3] = ["a", "b", "c"];
-const COUNTERS: [&str; 2] = ["m", "n"];
-
-/// All keys.
-pub(crate) fn keys() -> impl Iterator<Item = &'static str> {
-    PLAIN.into_iter().chain(COUNTERS)
-}
-
-/// What all clients did.
-#[derive(Default)]
-pub(crate) struct Record {
-    clock: u64,
-    pub(crate) calls: Vec<(&'static str, Call)>,
-    pub(crate) refused: u64,
-}
-
-impl Record {
-    fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
-    }
-
-    /// The calls on one key.
-    pub(crate) fn of(&self, key: &str) -> Vec<Call> {
-        let calls = self.calls.iter().filter(|(of, _)| *of == key);
-        calls.map(|(_, call)| call.clone()).collect()
-    }
-}
 
 /// A connection to a node.
 pub(crate) struct Client {
@@ -86,16 +56,6 @@ impl Client {
     }
 }
 
-fn text(reply: &Reply) -> Option<String> {
-    match reply {
-        Reply::Ok => Some("OK".to_owned()),
-        Reply::Int(number) => Some(number.to_string()),
-        Reply::Bulk(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
-        Reply::Simple(text) => Some(text.to_string()),
-        _ => None,
-    }
-}
-
 /// What became of a connection with a call.
 pub(crate) enum Went {
     /// It goes on.
@@ -114,22 +74,9 @@ pub(crate) async fn call(
     op: Op,
     begun: Option<u64>,
 ) -> Went {
-    let began = begun.unwrap_or_else(|| record.lock().unwrap().tick());
-    let args = match &op {
-        Op::Get => vec!["GET", key],
-        Op::Set(value) => vec!["SET", key, value],
-        Op::Swap(value) => vec!["GETSET", key, value],
-        Op::Incr => vec!["INCR", key],
-        Op::Append(value) => vec!["APPEND", key, value],
-    };
-    let reply = client.call(&args).await;
-    let mut fate = reply
-        .as_ref()
-        .map_or(Some(Fate::Unknown), |reply| outcome::fate(reply));
-    let went = match reply {
-        Some(_) => Went::On,
-        None => Went::Away,
-    };
+    let began = begun.unwrap_or_else(|| record.lock().unwrap().begin());
+    let reply = client.call(&op.command(key)).await;
+    let mut fate = history::fate(reply.as_ref());
     if fate == Some(Fate::Unknown) && op != Op::Get {
         if planted(Plant::SentAgain) {
             return Went::Again(began);
@@ -139,19 +86,11 @@ pub(crate) async fn call(
         }
     }
     let mut record = record.lock().unwrap();
-    let now = record.tick();
-    let ended = match fate {
-        // It did not happen: no history may need it.
-        Some(Fate::NotDone | Fate::Refused) => {
-            record.refused += 1;
-            return went;
-        }
-        None => Some((now, reply.as_ref().and_then(text))),
-        Some(Fate::Unknown) if op == Op::Get => return went,
-        Some(Fate::Unknown) => None,
-    };
-    record.calls.push((key, Call { op, began, ended }));
-    went
+    record.end(key, op, began, reply.as_ref(), fate);
+    match reply {
+        Some(_) => Went::On,
+        None => Went::Away,
+    }
 }
 
 /// Calls through one node after another until told to stop.
@@ -176,14 +115,7 @@ pub(crate) async fn run(
                 return;
             }
             n += 1;
-            let value = format!("{id}.{n}");
-            let (key, op) = match random.next() % 10 {
-                0..=2 => (PLAIN[random.next() as usize % PLAIN.len()], Op::Set(value)),
-                3 => (PLAIN[random.next() as usize % PLAIN.len()], Op::Swap(value)),
-                4..=6 => (PLAIN[random.next() as usize % PLAIN.len()], Op::Get),
-                7 | 8 => (COUNTERS[random.next() as usize % COUNTERS.len()], Op::Incr),
-                _ => (COUNTERS[random.next() as usize % COUNTERS.len()], Op::Get),
-            };
+            let (key, op) = Op::pick(random.next(), format!("{id}.{n}"));
             let (key, op, begun) = match again.take() {
                 Some((key, op, begun)) => (key, op, Some(begun)),
                 None => (key, op, None),

@@ -7,6 +7,9 @@
 
 use std::collections::HashSet;
 
+use kvd::outcome::{self, Fate};
+use kvd::resp::Reply;
+
 /// What a call does with the value of its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
@@ -31,6 +34,119 @@ pub struct Call {
     pub began: u64,
     /// When it ended and what it was answered; none where nobody knows whether it took effect.
     pub ended: Option<(u64, Option<String>)>,
+}
+
+impl Op {
+    /// The command that does it.
+    pub fn command<'a>(&'a self, key: &'a str) -> Vec<&'a str> {
+        match self {
+            Op::Get => vec!["GET", key],
+            Op::Set(value) => vec!["SET", key, value],
+            Op::Swap(value) => vec!["GETSET", key, value],
+            Op::Incr => vec!["INCR", key],
+            Op::Append(value) => vec!["APPEND", key, value],
+        }
+    }
+
+    /// One of many, by chance: on a key that holds anything, or on one that counts. What it writes
+    /// must be unlike all else that is written.
+    pub fn pick(chance: u64, value: String) -> (&'static str, Op) {
+        let plain = PLAIN[(chance >> 8) as usize % PLAIN.len()];
+        let counter = COUNTERS[(chance >> 8) as usize % COUNTERS.len()];
+        match chance as u8 % 10 {
+            0..=2 => (plain, Op::Set(value)),
+            3 => (plain, Op::Swap(value)),
+            4..=6 => (plain, Op::Get),
+            7 | 8 => (counter, Op::Incr),
+            _ => (counter, Op::Get),
+        }
+    }
+}
+
+/// The keys that hold anything, and those that count.
+const PLAIN: [&str; 3] = ["a", "b", "c"];
+const COUNTERS: [&str; 2] = ["m", "n"];
+
+/// All keys of [`Op::pick`].
+pub fn keys() -> impl Iterator<Item = &'static str> {
+    PLAIN.into_iter().chain(COUNTERS)
+}
+
+/// What all clients of a run did.
+#[derive(Default)]
+pub struct Record {
+    clock: u64,
+    calls: Vec<(&'static str, Call)>,
+    /// How many were told that they did not happen. No history may need them.
+    pub refused: u64,
+}
+
+impl Record {
+    /// A call begins; returns when.
+    pub fn begin(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// A call that began at `began` has ended, with this reply and what that says of it; no reply
+    /// means that the connection was lost.
+    pub fn end(
+        &mut self,
+        key: &'static str,
+        op: Op,
+        began: u64,
+        reply: Option<&Reply>,
+        fate: Option<Fate>,
+    ) {
+        self.clock += 1;
+        let ended = match fate {
+            Some(Fate::NotDone | Fate::Refused) => {
+                self.refused += 1;
+                return;
+            }
+            // What was not read was not read.
+            Some(Fate::Unknown) if op == Op::Get => return,
+            Some(Fate::Unknown) => None,
+            None => Some((self.clock, reply.and_then(text))),
+        };
+        self.calls.push((key, Call { op, began, ended }));
+    }
+
+    /// How many calls ended with a reply, and of how many nobody knows.
+    pub fn counts(&self) -> (usize, usize) {
+        let ended = self.calls.iter().filter(|(_, call)| call.ended.is_some());
+        let ended = ended.count();
+        (ended, self.calls.len() - ended)
+    }
+
+    /// Whether the calls on each key are linearizable.
+    ///
+    /// # Errors
+    ///
+    /// Those of one key are not.
+    pub fn check(&self) -> Result<(), String> {
+        for key in keys() {
+            let calls = self.calls.iter().filter(|(of, _)| *of == key);
+            let calls: Vec<Call> = calls.map(|(_, call)| call.clone()).collect();
+            linearizable(&calls).map_err(|error| format!("key {key}: {error}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a reply says of a call; a connection that was lost says that nobody knows.
+pub fn fate(reply: Option<&Reply>) -> Option<Fate> {
+    reply.map_or(Some(Fate::Unknown), outcome::fate)
+}
+
+fn text(reply: &Reply) -> Option<String> {
+    match reply {
+        Reply::Ok => Some("OK".to_owned()),
+        Reply::Int(number) => Some(number.to_string()),
+        Reply::Bulk(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        Reply::Simple(text) => Some(text.to_string()),
+        _ => None,
+    }
 }
 
 type Value = Option<String>;

@@ -7,6 +7,7 @@
 )]
 
 pub mod history;
+pub mod proxy;
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -428,6 +429,16 @@ impl Client {
             stream,
             decoder: ReplyDecoder::default(),
         })
+    }
+
+    /// How long a reply may take; [`PATIENCE`] unless told.
+    ///
+    /// # Panics
+    ///
+    /// The connection is broken.
+    pub fn set_patience(&mut self, patience: Duration) {
+        let set = self.stream.set_read_timeout(Some(patience));
+        set.expect("a timeout can be set");
     }
 
     /// Sends a command and waits for its reply.

@@ -441,7 +441,7 @@ fn members_find_each_other_where_most_or_all_have_moved_at_once() {
     let temp = tempfile::tempdir().unwrap();
     let mut nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
     for moving in [&[0, 1][..], &[0, 1, 2]] {
-        assert_eq!(nodes[0].client().call(&["INCR", "a"]).is_error(), false);
+        assert!(!nodes[0].client().call(&["INCR", "a"]).is_error());
         for node in &mut nodes {
             node.kill();
         }

@@ -6,6 +6,7 @@
 )]
 
 mod catch_up;
+mod chaos;
 mod clients;
 mod clocks;
 mod cluster;

@@ -182,10 +182,18 @@ impl Core {
                     member.raft_addr
                 )));
             }
-            if self.is_voter(*id) && !voter {
+            if (self.is_voter(*id) || *id == self.id) && !voter {
                 return Err(Undone::because(format_args!(
                     "'{name}' is a voter already; LEAVE it first"
                 )));
+            }
+            if *id == self.id {
+                // It leads, so it has long come; an earlier leader died before the change of voters
+                // was at its end.
+                self.change_until_uniform(ChangeMembers::AddVoterIds(BTreeSet::from([*id])), true)
+                    .await?;
+                self.forget_intent(&name).await?;
+                return Ok(());
             }
             if self.is_voter(*id) == voter && self.is_itself(*id, &name, &raft_addr).await? {
                 self.forget_intent(&name).await?;
@@ -220,9 +228,6 @@ impl Core {
     /// Whether a voter is still the node that was taken in, as far as can be told: one that cannot
     /// be reached is; one that lost its disk is another node at the same address.
     async fn is_itself(&self, id: NodeId, name: &str, raft_addr: &str) -> Result<bool, Undone> {
-        if id == self.id {
-            return Ok(true);
-        }
         match self.adopt(name, raft_addr).await {
             Ok(Response::Adopted { id: now, .. }) => Ok(now == id),
             Ok(Response::Reply(reply @ Reply::Error(_))) => Err(Undone::Refused(reply)),

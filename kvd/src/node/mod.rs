@@ -334,9 +334,7 @@ impl Node {
     /// Lets go of everything as it stands, after the tasks have ended: a simulated crash.
     pub fn abandon(&self) {
         let running = self.shared.running.write();
-        if let Some(running) = running.expect("no panic while held").take() {
-            running.core.machine.abandon();
-        }
+        drop(running.expect("no panic while held").take());
         self.shared.slot.set(None);
     }
 
@@ -671,6 +669,13 @@ fn ratio(of: u64, to: u64) -> String {
 struct Running {
     core: Arc<Core>,
     tasks: Vec<tokio::task::AbortHandle>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Whoever is to be answered may hold the core.
+        self.core.machine.abandon();
+    }
 }
 
 impl Running {
