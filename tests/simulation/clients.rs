@@ -1,5 +1,6 @@
 //! Clients: calls on a few keys through any node, with what they were told.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use kvd::doors::{Net, Random, Stream};
 use kvd::outcome::Fate;
 use kvd::resp::{Reply, ReplyDecoder};
-use kvd_tests::history::{self, Op, Record};
+use kvd_tests::history::{self, Op, PAIR, Record};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{sleep, timeout};
 
@@ -93,6 +94,84 @@ pub(crate) async fn call(
     }
 }
 
+/// A transaction that counts the pair up, or a read of both; `false` where the connection is of no
+/// more use.
+async fn call_pair(client: &mut Client, record: &Mutex<Record>, counts: bool) -> bool {
+    let began = record.lock().unwrap().begin();
+    let [p, q] = PAIR;
+    let (op, reply) = if counts {
+        for part in [&["MULTI"][..], &["INCR", p], &["INCR", q]] {
+            // Until EXEC is sent nothing happens.
+            if client.call(part).await.is_none() {
+                return false;
+            }
+        }
+        (Op::Incr, client.call(&["EXEC"]).await)
+    } else {
+        (Op::Get, client.call(&["MGET", p, q]).await)
+    };
+    let fate = history::fate(reply.as_ref());
+    let mut record = record.lock().unwrap();
+    record.end_pair(op, began, reply.as_ref(), fate);
+    reply.is_some()
+}
+
+/// A key that this client alone sets, each time for a while: what has expired does not come back,
+/// on whichever node and under whichever leader and clock it is looked for.
+struct Lease {
+    key: String,
+    /// The value that was set last, if that is known.
+    value: Option<String>,
+    /// Values of which nobody knows whether they were set, or will be.
+    unknown: BTreeSet<String>,
+    gone: bool,
+}
+
+impl Lease {
+    fn new(id: usize) -> Self {
+        Lease {
+            key: format!("lease:{id}"),
+            value: None,
+            unknown: BTreeSet::new(),
+            gone: false,
+        }
+    }
+
+    async fn set(&mut self, client: &mut Client, value: String, ms: u64) -> bool {
+        let ms = ms.to_string();
+        let args = ["SET", &self.key, &value, "PX", &ms];
+        let reply = client.call(&args).await;
+        match history::fate(reply.as_ref()) {
+            None => (self.value, self.gone) = (Some(value), false),
+            Some(Fate::Unknown) => {
+                self.unknown.insert(value);
+            }
+            Some(Fate::NotDone | Fate::Refused) => {}
+        }
+        reply.is_some()
+    }
+
+    async fn look(&mut self, client: &mut Client, record: &Mutex<Record>) -> bool {
+        let reply = client.call(&["GET", &self.key]).await;
+        match &reply {
+            Some(Reply::Null) => self.gone = true,
+            Some(Reply::Bulk(found)) => {
+                let found = String::from_utf8_lossy(found).into_owned();
+                if self.unknown.remove(&found) {
+                    (self.value, self.gone) = (Some(found), false);
+                } else if self.gone || self.value.as_ref() != Some(&found) {
+                    let (key, value, gone) = (&self.key, &self.value, self.gone);
+                    record.lock().unwrap().broken(format!(
+                        "{key} was {found} after it was set to {value:?}, seen gone: {gone}"
+                    ));
+                }
+            }
+            _ => {}
+        }
+        reply.is_some()
+    }
+}
+
 /// Calls through one node after another until told to stop.
 pub(crate) async fn run(
     id: usize,
@@ -103,6 +182,7 @@ pub(crate) async fn run(
     random: Random,
 ) {
     let mut n = 0;
+    let mut lease = Lease::new(id);
     let mut again: Option<(&'static str, Op, u64)> = None;
     while !stop.load(Ordering::Relaxed) {
         let addr = &addrs[random.next() as usize % addrs.len()];
@@ -115,6 +195,21 @@ pub(crate) async fn run(
                 return;
             }
             n += 1;
+            let chance = random.next() % 12;
+            if chance < 4 && again.is_none() {
+                let went = match chance {
+                    0 | 1 => call_pair(&mut client, &record, chance == 0).await,
+                    2 => {
+                        let ms = 50 + random.next() % 3000;
+                        lease.set(&mut client, format!("{id}.{n}"), ms).await
+                    }
+                    _ => lease.look(&mut client, &record).await,
+                };
+                if !went {
+                    break;
+                }
+                continue;
+            }
             let (key, op) = Op::pick(random.next(), format!("{id}.{n}"));
             let (key, op, begun) = match again.take() {
                 Some((key, op, begun)) => (key, op, Some(begun)),

@@ -67,9 +67,12 @@ impl Op {
 const PLAIN: [&str; 3] = ["a", "b", "c"];
 const COUNTERS: [&str; 2] = ["m", "n"];
 
-/// All keys of [`Op::pick`].
+/// Two keys that count, and are only ever counted up together, by one transaction.
+pub const PAIR: [&str; 2] = ["p", "q"];
+
+/// All keys of [`Op::pick`], and the pair.
 pub fn keys() -> impl Iterator<Item = &'static str> {
-    PLAIN.into_iter().chain(COUNTERS)
+    PLAIN.into_iter().chain(COUNTERS).chain(PAIR)
 }
 
 /// What all clients of a run did.
@@ -79,6 +82,8 @@ pub struct Record {
     calls: Vec<(&'static str, Call)>,
     /// How many were told that they did not happen. No history may need them.
     pub refused: u64,
+    /// The first thing that was seen and no order of calls explains.
+    broken: Option<String>,
 }
 
 impl Record {
@@ -112,6 +117,25 @@ impl Record {
         self.calls.push((key, Call { op, began, ended }));
     }
 
+    /// The same for one transaction that counts the pair up, or for one read of both.
+    pub fn end_pair(&mut self, op: Op, began: u64, reply: Option<&Reply>, fate: Option<Fate>) {
+        let both = match reply {
+            Some(Reply::Array(both)) if both.len() == 2 => [Some(&both[0]), Some(&both[1])],
+            other => [other, other],
+        };
+        if fate.is_none() && both[0] != both[1] {
+            self.broken(format!("{op:?} of the pair gave {reply:?}"));
+        }
+        for (key, reply) in PAIR.into_iter().zip(both) {
+            self.end(key, op.clone(), began, reply, fate);
+        }
+    }
+
+    /// Something was seen that must not be.
+    pub fn broken(&mut self, what: String) {
+        self.broken.get_or_insert(what);
+    }
+
     /// How many calls ended with a reply, and of how many nobody knows.
     pub fn counts(&self) -> (usize, usize) {
         let ended = self.calls.iter().filter(|(_, call)| call.ended.is_some());
@@ -123,8 +147,11 @@ impl Record {
     ///
     /// # Errors
     ///
-    /// Those of one key are not.
+    /// Those of one key are not, or half of a transaction was seen.
     pub fn check(&self) -> Result<(), String> {
+        if let Some(broken) = &self.broken {
+            return Err(broken.clone());
+        }
         for key in keys() {
             let calls = self.calls.iter().filter(|(of, _)| *of == key);
             let calls: Vec<Call> = calls.map(|(_, call)| call.clone()).collect();
