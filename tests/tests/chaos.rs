@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use kvd::outcome::Fate;
 use kvd::resp::Reply;
 use kvd_tests::history::{self, Op, Record, keys};
 use kvd_tests::proxy::{Id, Wires};
-use kvd_tests::{Client, Node, alone, level_digests, until};
+use kvd_tests::{Client, Node, alone, leader, level_digests, until};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -253,4 +254,52 @@ fn histories_of_real_processes_under_faults_are_linearizable() {
     println!("injected: {faults:?}");
     println!("calls: {done} answered, {unknown} of unknown outcome, {refused} that did not happen");
     println!("found: nothing");
+}
+
+/// The origin of a forwarded write finds out from its own log what became of it; but what came to it
+/// in a snapshot it has not seen.
+#[test]
+fn a_forwarded_write_that_a_snapshot_hides_is_unknown_and_not_done_twice() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(temp.path(), &["redb", "redb", "redb"]);
+    assert_eq!(leader(&cluster.nodes), 0);
+    let mut origin = cluster.nodes[2].client();
+    assert_eq!(origin.call(&["SET", "counter", "0"]), Reply::Ok);
+    // The leader hears the third member, which does not hear it.
+    cluster.wires.cut(cluster.id(0), cluster.id(2));
+    let value = "x".repeat(20_000);
+    let counter = Reply::bulk("1");
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(|| origin.call(&["INCR", "counter"]));
+        let mut client = cluster.nodes[0].client();
+        until("the leader has taken the write", || {
+            client.call(&["GET", "counter"]) == counter
+        });
+        let entry = cluster.nodes[0].info_number("raft_last_log_index");
+        for n in [0, 1] {
+            until("the log is cut behind it", || {
+                let key = format!("load:{}", n % 50);
+                assert_eq!(client.call(&["SET", &key, &value]), Reply::Ok);
+                cluster.nodes[n].info_number("raft_purged_index") > entry
+            });
+        }
+        until("the answer is lost", || {
+            let log = cluster.nodes[2].log();
+            log.contains("kind=Request error=no sign of life")
+        });
+        // Another one leads, and has only a snapshot for the third.
+        cluster.nodes[0].pause();
+        let answer = answer.join().unwrap();
+        assert_eq!(
+            history::fate(Some(&answer)),
+            Some(Fate::Unknown),
+            "{answer:?}"
+        );
+    });
+    cluster.nodes[0].resume();
+    cluster.wires.heal();
+    level_digests(&cluster.nodes);
+    let mut reader = cluster.nodes[1].client();
+    assert_eq!(reader.call(&["GET", "counter"]), counter);
 }

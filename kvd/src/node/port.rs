@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::Node;
 use super::core::{Core, Leadership};
@@ -290,6 +290,7 @@ impl PeerPort {
             return Ok(());
         };
         shared.slot.set(None);
+        settle(&running.core).await;
         // Nobody finds the core any more, so no group can be proposed after this look.
         if !shared.used.load(Ordering::SeqCst) && is_blank(&running.core) {
             return running.end().await.map_err(|error| error.to_string());
@@ -332,6 +333,19 @@ impl PeerPort {
     }
 }
 
+/// How long a node that is to be taken over may take to carry out what is in its log.
+const SETTLE_TIME: Duration = Duration::from_secs(5);
+
+/// Waits until a node has carried out what is in its log: one that was founded a moment ago has its
+/// own beginnings there.
+async fn settle(core: &Core) {
+    let last = core.log.stats().last_index;
+    let mut progress = core.machine.progress();
+    let settled = progress.wait_for(|progress| progress.index >= last);
+    // A node that does not get there holds something.
+    drop(timeout(SETTLE_TIME, settled).await);
+}
+
 /// Whether nothing was ever written to a cluster of one.
 fn is_blank(core: &Core) -> bool {
     let status = core.status();
@@ -340,7 +354,7 @@ fn is_blank(core: &Core) -> bool {
         Ok(view) => State::read(&view).map_or(true, |state| state.used),
         Err(_) => true,
     };
-    alone && !used && status.applied == status.last_log
+    alone && !used && core.machine.position().index() == core.log.stats().last_index
 }
 
 async fn answer(core: &Arc<Core>, request: Request) -> Response {

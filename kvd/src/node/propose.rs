@@ -371,6 +371,7 @@ impl Core {
             groups.push(job.group.clone());
         }
         let deadline = Instant::now() + self.settings.write_timeout;
+        let installed = self.machine.progress().borrow().installed;
         let request = Request::Forward { term, groups };
         let answer = self.ask(leader, &member, &request, deadline).await;
         drop(permit);
@@ -390,7 +391,10 @@ impl Core {
             }
             _ => {
                 for (job, applied) in jobs.into_iter().zip(applied) {
-                    doors::spawn(self.clone().resolve(term, job, applied, deadline));
+                    doors::spawn(
+                        self.clone()
+                            .resolve(term, installed, job, applied, deadline),
+                    );
                 }
             }
         }
@@ -402,9 +406,13 @@ impl Core {
     }
 
     /// Finds out from this node's own log what became of a group whose answer was lost.
+    ///
+    /// What a snapshot brought was not seen: where one was `installed` since the group was sent, it
+    /// may have been in there.
     async fn resolve(
         self: Arc<Self>,
         term: u64,
+        installed: u64,
         job: Job,
         applied: oneshot::Receiver<Written>,
         deadline: Instant,
@@ -427,8 +435,13 @@ impl Core {
             }
             () = later_term => {
                 // It may have been applied just before.
+                let skipped = self.machine.progress().borrow().installed != installed;
                 match applied.try_recv() {
                     Ok(written) => drop(job.done.send(Outcome::Done(written))),
+                    Err(_) if skipped => {
+                        self.proposer.origins.forget(sequence);
+                        drop(job.done.send(Outcome::Unknown));
+                    }
                     Err(_) => {
                         self.proposer.origins.forget(sequence);
                         self.try_again(vec![job]);

@@ -39,6 +39,9 @@ pub struct Progress {
     pub term: u64,
     /// Replicated time.
     pub time_ms: u64,
+    /// Where the last snapshot ended that was installed since the start; 0 for none. What came
+    /// with it was not carried out here entry by entry.
+    pub installed: u64,
     /// The last entry that carried a time; 0 while none was applied since the start.
     pub stamped: u64,
     /// When it was applied here.
@@ -115,7 +118,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn publish(&self, position: &Position, stamped: u64, due_left: bool) {
+    fn publish(&self, position: &Position, stamped: u64, installed: Option<u64>, due_left: bool) {
         {
             let mut shared = self.position.lock().expect("no panic while held");
             if shared.membership.log_id() != position.membership.log_id() {
@@ -124,10 +127,12 @@ impl Shared {
             (shared.log_id, shared.time_ms, shared.level) =
                 (position.log_id, position.time_ms, position.level);
         }
+        let installed = installed.unwrap_or_else(|| self.progress.borrow().installed);
         self.progress.send_replace(Progress {
             index: position.index(),
             term: position.log_id.map_or(0, |id| id.leader_id.term),
             time_ms: position.time_ms,
+            installed,
             stamped,
             at: Instant::now(),
             due_left,
@@ -156,6 +161,7 @@ impl StateMachine {
             index: position.index(),
             term: position.log_id.map_or(0, |id| id.leader_id.term),
             time_ms: position.time_ms,
+            installed: 0,
             stamped: 0,
             at: Instant::now(),
             due_left: false,
@@ -397,7 +403,8 @@ fn run(
                 Ok(position) => {
                     log.set_purge_floor(position.index());
                     *shared.durable.lock().expect("no panic while held") = Some(position.clone());
-                    shared.publish(&position, executor.stamped(), false);
+                    let installed = Some(position.index());
+                    shared.publish(&position, executor.stamped(), installed, false);
                     drop(done.send(Ok(())));
                     true
                 }
@@ -437,7 +444,12 @@ fn apply(
         }
     }
     // First visible, then acknowledged.
-    shared.publish(executor.position(), executor.stamped(), executor.due_left());
+    shared.publish(
+        executor.position(),
+        executor.stamped(),
+        None,
+        executor.due_left(),
+    );
     for ((_, responder), outcome) in batch.into_iter().zip(outcomes) {
         if let Some(responder) = responder {
             responder.send(outcome.applied);
