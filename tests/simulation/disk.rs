@@ -156,7 +156,8 @@ impl Journal for SimJournal {
         spawn(async move {
             if early {
                 done(Ok(()));
-                sleep(latency(&random)).await;
+                // Crashes must meet it.
+                sleep(EARLY_TIME).await;
                 disk.lock().unwrap().sync(end);
                 return;
             }
@@ -179,6 +180,9 @@ impl Journal for SimJournal {
         self.now.bytes()
     }
 }
+
+/// How long a planted bug reports a sync before it has happened: crashes must meet it soon.
+const EARLY_TIME: Duration = Duration::from_millis(700);
 
 /// How long a sync or another job of a worker takes.
 fn latency(random: &Random) -> Duration {

@@ -347,7 +347,11 @@ impl Core {
     pub(super) async fn leave_here(self: &Arc<Self>, name: &str) -> Result<(), Undone> {
         let _one = self.change.lock().await;
         let Some((id, member)) = self.find(name) else {
-            return Err(Undone::Refused(no_such_member(name)));
+            // A leader that has been deposed may not have heard of it.
+            return match self.confirm().await {
+                Some(_) => Err(Undone::Refused(no_such_member(name))),
+                None => Err(Undone::NotLeader),
+            };
         };
         let voters: BTreeSet<NodeId> = self
             .raft
