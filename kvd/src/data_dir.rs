@@ -152,15 +152,7 @@ impl DataDir {
     ///
     /// See [`DataDirError`].
     pub fn open(path: &Path, birth: &Birth, random: &Random) -> Result<Self, DataDirError> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| DataDirError::Io { path, source }
-        };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(at(path))?;
+        make(path)?;
         let lock = lock(path)?;
         let file = path.join("NODE");
         let mut identity = match fs::read(&file) {
@@ -241,15 +233,7 @@ impl DataDir {
     ///
     /// See [`DataDirError`].
     pub fn create(path: &Path, birth: &Birth, random: &Random) -> Result<Self, DataDirError> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| DataDirError::Io { path, source }
-        };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(at(path))?;
+        make(path)?;
         if fs::read_dir(path).map_err(at(path))?.next().is_some() {
             return Err(DataDirError::Io {
                 path: path.to_owned(),
@@ -381,16 +365,8 @@ impl DataDir {
     /// Makes the folders of log, engine and snapshots, with durable names. An earlier start may
     /// have been cut off between the two, so those that are there are synced as well.
     fn create_folders(&self) -> Result<(), DataDirError> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| DataDirError::Io { path, source }
-        };
         for sub in [self.log(), self.engine(), self.snapshots()] {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&sub)
-                .map_err(at(&sub))?;
+            make(&sub)?;
         }
         for holder in ["groups/0", "groups", ""] {
             let holder = self.path.join(holder);
@@ -427,6 +403,21 @@ impl DataDir {
     }
 }
 
+/// Says which file or directory it was.
+fn at(path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
+    let path = path.to_owned();
+    move |source| DataDirError::Io { path, source }
+}
+
+/// Makes a directory for its owner alone, with those above it, where it is absent.
+fn make(path: &Path) -> Result<(), DataDirError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(at(path))
+}
+
 fn lock(path: &Path) -> Result<File, DataDirError> {
     let lock_path = path.join("LOCK");
     let lock = OpenOptions::new()
@@ -435,10 +426,7 @@ fn lock(path: &Path) -> Result<File, DataDirError> {
         .write(true)
         .mode(0o600)
         .open(&lock_path)
-        .map_err(|source| DataDirError::Io {
-            path: lock_path.clone(),
-            source,
-        })?;
+        .map_err(at(&lock_path))?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(DataDirError::Locked(path.to_owned())),

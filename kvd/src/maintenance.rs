@@ -5,7 +5,6 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use kvd::config::{
@@ -21,7 +20,6 @@ use kvd::raft::entry;
 use kvd::raft::log::{Change, End, Record};
 use kvd::raft::snapshot;
 use kvd::resp::Reply;
-use kvd::storage::PluginEngine;
 
 use crate::client::Client;
 use crate::run::data_dir_failed;
@@ -58,19 +56,10 @@ fn engine(flags: &EngineFlags, written_by: Option<&str>) -> Result<Engine, Faile
         .map_err(|error| Failed::new(exit::USAGE, error))?;
     let plugin = plugin::load(&backend)?;
     let name = plugin.describe().name;
-    let open: OpenEngine = Arc::new(move |path| {
-        let engine = plugin
-            .open(path, &backend_options)
-            .map_err(|error| error.to_string())?;
-        Ok(Arc::new(PluginEngine::new(engine)))
-    });
     Ok(Engine {
         name,
-        open,
-        limits: Limits {
-            key_bytes_max: limits.key_bytes_max as u64,
-            value_bytes_max: limits.value_bytes_max as u64,
-        },
+        open: plugin::opener(plugin, backend_options),
+        limits: limits.keyspace(),
     })
 }
 

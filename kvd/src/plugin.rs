@@ -1,6 +1,10 @@
 //! `kvd plugin`: what a library is and what it offers.
 
+use std::sync::Arc;
+
 use kvd::exit;
+use kvd::node::OpenEngine;
+use kvd::storage::PluginEngine;
 use kvd_plugin_api::host::{self, Places, Plugin};
 
 use crate::Failed;
@@ -19,6 +23,16 @@ pub(crate) fn load(spec: &str) -> Result<Plugin, Failed> {
             tracing::debug!(backend = spec, details, "the plugin does not fit");
         }
         Failed::new(exit::CONFIG, format!("backend '{spec}': {error}")).with_hint(error.hint())
+    })
+}
+
+/// Opens its engine, in whichever directory, with these options.
+pub(crate) fn opener(plugin: Plugin, options: Vec<(String, String)>) -> OpenEngine {
+    Arc::new(move |path| {
+        let engine = plugin
+            .open(path, &options)
+            .map_err(|error| error.to_string())?;
+        Ok(Arc::new(PluginEngine::new(engine)))
     })
 }
 

@@ -12,11 +12,10 @@ use kvd::data_dir::{Birth, DataDir, DataDirError};
 use kvd::doors::{Doors, Listener, Net as _, NodeScope, Random, Threads};
 use kvd::exit;
 use kvd::net::Tcp;
-use kvd::node::{Node, OpenEngine, Parts, Settings, StartError};
+use kvd::node::{Node, Parts, Settings, StartError};
 use kvd::raft::log::LogStore;
 use kvd::raft::transport::{Auth, NoAuth, Secret};
 use kvd::server::{self, Server, ServerSettings};
-use kvd::storage::PluginEngine;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{Failed, plugin};
@@ -70,13 +69,7 @@ async fn serve(
     let clients = bind(&config.addr).await?;
     let mut peers = bind(&config.raft_addr).await?;
     let dir = DataDir::open(&config.directory, &birth, &doors.random).map_err(data_dir_failed)?;
-    let options = config.backend_options.clone();
-    let open_engine: OpenEngine = Arc::new(move |path| {
-        let engine = plugin
-            .open(path, &options)
-            .map_err(|error| error.to_string())?;
-        Ok(Arc::new(PluginEngine::new(engine)))
-    });
+    let open_engine = plugin::opener(plugin, config.backend_options.clone());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),

@@ -45,7 +45,6 @@ pub use self::types::{
 };
 use crate::data_dir::{Addresses, DataDir, DataDirError, Stage};
 use crate::doors::{Doors, NodeScope};
-use crate::keyspace;
 use crate::raft::entry::Group;
 use crate::raft::executor::Executor;
 use crate::raft::log::{self, LogStore};
@@ -735,7 +734,7 @@ impl Shared {
             )
         };
         let engine = (self.open_engine)(&engine_dir).map_err(StartError::Engine)?;
-        if !self.keyspace_limits().fit(&engine.limits()) {
+        if !self.settings.limits.keyspace().fit(&engine.limits()) {
             return Err(StartError::Engine(format!(
                 "'{}' stores less than the limits of this node; lower --max-entry-bytes",
                 engine.name()
@@ -750,7 +749,7 @@ impl Shared {
         }
         let snapshots = Arc::new(SnapshotDir::open(&snapshot_dir)?);
         let durable = state_machine::recover(&store, &snapshots)?;
-        let executor = Executor::new(store.clone(), self.keyspace_limits())
+        let executor = Executor::new(store.clone(), self.settings.limits.keyspace())
             .map_err(|error| StartError::State(error.to_string()))?;
         let applied = executor.position().log_id;
         let fatal = self.fatal.clone();
@@ -922,13 +921,6 @@ impl Shared {
             .update(|identity| identity.addresses = Some(now));
         if let Err(error) = noted {
             (self.fatal)(crate::exit::IO, &error.to_string());
-        }
-    }
-
-    fn keyspace_limits(&self) -> keyspace::Limits {
-        keyspace::Limits {
-            key_bytes_max: self.settings.limits.key_bytes_max as u64,
-            value_bytes_max: self.settings.limits.value_bytes_max as u64,
         }
     }
 

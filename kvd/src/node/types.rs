@@ -1,5 +1,6 @@
 //! What a node tells the server, and what it is asked.
 
+use crate::keyspace;
 use crate::raft::Member;
 use crate::raft::NodeId;
 use crate::resp::Reply;
@@ -129,4 +130,14 @@ pub struct ConfigLimits {
     pub value_bytes_max: usize,
     /// Largest group of commands.
     pub group_bytes_max: usize,
+}
+
+impl ConfigLimits {
+    /// Those of keys and values, as commands know them.
+    pub fn keyspace(&self) -> keyspace::Limits {
+        keyspace::Limits {
+            key_bytes_max: self.key_bytes_max as u64,
+            value_bytes_max: self.value_bytes_max as u64,
+        }
+    }
 }

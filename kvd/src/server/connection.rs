@@ -292,11 +292,7 @@ impl<S: Service> Connection<S> {
                 if !self.authenticated && !spec.has(Flags::NO_AUTH) {
                     return Err(Reply::error("NOAUTH Authentication required."));
                 }
-                let limits = self.shared.service.limits();
-                let limits = keyspace::Limits {
-                    key_bytes_max: limits.key_bytes_max as u64,
-                    value_bytes_max: limits.value_bytes_max as u64,
-                };
+                let limits = self.shared.service.limits().keyspace();
                 let validate = match &self.queue {
                     Some(_) => command::validate_queued,
                     None => command::validate,
