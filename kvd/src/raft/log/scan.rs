@@ -105,6 +105,7 @@ pub fn scan(dir: &Path, visit: &mut dyn FnMut(&Record)) -> io::Result<Scan> {
         let bytes = fs::read(file)?;
         scan.bytes += bytes.len() as u64;
         let last = n + 1 == files.len();
+        let mut unread = &bytes[..];
         if scan.end == End::Whole {
             if expected.is_some_and(|expected| expected != *start) {
                 scan.end = End::Damaged {
@@ -113,10 +114,10 @@ pub fn scan(dir: &Path, visit: &mut dyn FnMut(&Record)) -> io::Result<Scan> {
                     reason: "the file before it is missing or has another length".to_owned(),
                 };
             } else {
-                scan.file(file, &bytes, last, visit);
+                unread = scan.file(file, &bytes, last, visit);
             }
         }
-        scan.look_for_votes(&bytes);
+        scan.look_for_votes(unread);
         expected = Some(start + bytes.len() as u64);
     }
     Ok(scan)
@@ -151,7 +152,14 @@ impl Scan {
         }
     }
 
-    fn file(&mut self, file: &Path, bytes: &[u8], last: bool, visit: &mut dyn FnMut(&Record)) {
+    /// Reads one file up to the first damage; returns what it did not read.
+    fn file<'a>(
+        &mut self,
+        file: &Path,
+        bytes: &'a [u8],
+        last: bool,
+        visit: &mut dyn FnMut(&Record),
+    ) -> &'a [u8] {
         let mut rest = bytes;
         let damaged = |offset: u64, reason: String| End::Damaged {
             file: file.to_owned(),
@@ -173,7 +181,7 @@ impl Scan {
                     } else {
                         damaged(offset, error.to_string())
                     };
-                    return;
+                    return before;
                 }
             };
             let record = Record {
@@ -184,11 +192,12 @@ impl Scan {
             };
             if let Err(reason) = self.take(&record) {
                 self.end = damaged(offset, reason);
-                return;
+                return before;
             }
             visit(&record);
             self.records += 1;
         }
+        rest
     }
 
     /// Carries out one record, as opening the log does, and checks that it may stand there.
@@ -201,6 +210,7 @@ impl Scan {
                     return Err(format!("the vote of term {} falls", vote.leader_id.term));
                 }
                 state.vote = Some(*vote);
+                self.voted(*vote);
             }
             Change::Append(id, body) => {
                 let last = state.last.max(state.purged);
@@ -250,11 +260,21 @@ impl Scan {
                     ));
                 }
                 *state = *found;
+                if let Some(vote) = found.vote {
+                    self.voted(vote);
+                }
             }
         }
         Ok(())
     }
 
+    fn voted(&mut self, vote: Vote) {
+        if self.highest_vote.is_none_or(|highest| highest < vote) {
+            self.highest_vote = Some(vote);
+        }
+    }
+
+    /// Looks for votes behind a damage: a node must not forget one.
     fn look_for_votes(&mut self, bytes: &[u8]) {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -265,11 +285,7 @@ impl Scan {
                     | Change::State(JournalState {
                         vote: Some(vote), ..
                     }),
-                ) => {
-                    if self.highest_vote.is_none_or(|highest| highest < vote) {
-                        self.highest_vote = Some(vote);
-                    }
-                }
+                ) => self.voted(vote),
                 Ok(_) => {}
                 Err(_) => match next_record(&before[1..]) {
                     Some(at) => rest = &before[1 + at..],
@@ -315,11 +331,11 @@ pub fn fuzz_log(data: &[u8]) {
     let file = Path::new("r.wal");
     let mut scan = Scan::empty(1);
     let mut read = 0;
-    scan.file(file, data, true, &mut |record| {
+    let unread = scan.file(file, data, true, &mut |record| {
         assert_eq!(record.offset, read);
         read += record.bytes;
     });
-    scan.look_for_votes(data);
+    scan.look_for_votes(unread);
     match scan.end {
         End::Whole => assert_eq!(read, data.len() as u64),
         End::Torn { offset, bytes, .. } => {
