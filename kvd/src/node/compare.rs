@@ -111,8 +111,8 @@ impl Core {
         match timeout(TURN, self.machine.digest_at(index)).await {
             Err(_) => Response::Refused,
             Ok(None) => Response::Reply(Reply::error(
-                "none is known: the state came past this entry as a snapshot, or the node was \
-                 started since",
+                "none is known: the state came past this entry as a snapshot, the node was started \
+                 since, or it has too many digests to compute",
             )),
             Ok(Some(Ok(digest))) => Response::Reply(Reply::bulk(digest)),
             Ok(Some(Err(reason))) => Response::Reply(Reply::error(reason)),

@@ -17,7 +17,7 @@ use super::types::{Applied, Entry, StoredMembership};
 use crate::command::{self, Call, Kind, REPLY_BYTES_MAX};
 use crate::keyspace::{Failure, Limits, State, Txn, sweep};
 use crate::resp::Reply;
-use crate::storage::{self, ReadView, Store};
+use crate::storage::{self, Store};
 
 /// How many due keys one entry removes, so that a wave of expiries cannot make an entry long.
 pub const REMOVED_PER_ENTRY_MAX: usize = 256;
@@ -35,7 +35,7 @@ pub const META_DELETE: &[u8] = b"META.DELETE";
 pub const META_DIGEST: &[u8] = b"META.DIGEST";
 
 /// Takes the state as it is behind an entry that asked for it.
-pub type OnAsked = Box<dyn FnMut(Position, ReadView) + Send>;
+pub type OnAsked = Box<dyn FnMut(&Position, &Store) -> storage::Result<()> + Send>;
 
 /// Why a node must stop applying.
 #[derive(Debug, thiserror::Error)]
@@ -91,14 +91,14 @@ impl Executor {
             limits,
             due_left: false,
             swept: 0,
-            on_asked: Box::new(|_, _| {}),
+            on_asked: Box::new(|_, _| Ok(())),
             engine_time: Duration::ZERO,
             stamped: 0,
         })
     }
 
-    /// Hands the state that an entry asks for to `on_asked`, which must not wait for anything to
-    /// be applied.
+    /// Shows the state that an entry asks for to `on_asked`, which must not wait for anything to be
+    /// applied.
     #[must_use]
     pub fn with_on_asked(self, on_asked: OnAsked) -> Self {
         Executor { on_asked, ..self }
@@ -212,7 +212,7 @@ impl Executor {
         self.engine_time += began.elapsed();
         self.position = position;
         if asked {
-            (self.on_asked)(self.position.clone(), self.store.read()?);
+            (self.on_asked)(&self.position, &self.store)?;
         }
         Ok(())
     }

@@ -181,9 +181,12 @@ impl StateMachine {
             true
         });
         let (state, asked) = (shared.clone(), snapshots.clone());
-        let mut executor = executor.with_on_asked(Box::new(move |position, view| {
-            state.digests.begin(position.index());
-            asked.submit(SnapshotJob::Digest { position, view });
+        let mut executor = executor.with_on_asked(Box::new(move |position, store| {
+            if state.digests.begin(position.index()) {
+                let (position, view) = (position.clone(), store.read()?);
+                asked.submit(SnapshotJob::Digest { position, view });
+            }
+            Ok(())
         }));
         let state = shared.clone();
         let floor = log.clone();
