@@ -266,7 +266,11 @@ pub(crate) fn data_dir_failed(error: DataDirError) -> Failed {
         DataDirError::Foreign { .. } | DataDirError::Absent(_) => (exit::CONFIG, None),
         DataDirError::HalfRebuilt(_) => (
             exit::CONFIG,
-            Some("give `kvd recover` or `kvd snapshot restore` again".to_owned()),
+            Some(
+                "give `kvd recover` again; what `kvd snapshot restore` began is removed, and \
+                 restored anew"
+                    .to_owned(),
+            ),
         ),
         DataDirError::Backend { found, .. } => (
             exit::CONFIG,
