@@ -10,7 +10,6 @@
 
 #include <dlfcn.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -19,21 +18,10 @@
 /* Whether the operation on this file is to fail now. */
 static int fails(const char *operation, int fd)
 {
-    const char *armed = getenv("KVD_FAIL_ARMED");
     char path[4096], line[256], *part;
-    ssize_t len;
-    int file;
-    if (!armed || !open_under("KVD_FAIL_DIR", fd, path, sizeof path))
+    if (!open_under("KVD_FAIL_DIR", fd, path, sizeof path) ||
+        !content_of("KVD_FAIL_ARMED", line, sizeof line))
         return 0;
-    file = open(armed, O_RDONLY | O_CLOEXEC);
-    if (file < 0)
-        return 0;
-    len = read(file, line, sizeof line - 1);
-    close(file);
-    if (len <= 0)
-        return 0;
-    line[len] = 0;
-    line[strcspn(line, "\n")] = 0;
     part = strchr(line, ' ');
     if (!part)
         return 0;

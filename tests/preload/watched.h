@@ -2,13 +2,14 @@
 #ifndef KVD_WATCHED_H
 #define KVD_WATCHED_H
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 /* Whether a path lies under the directory that an environment variable names. */
-static int lies_under(const char *variable, const char *path)
+static inline int lies_under(const char *variable, const char *path)
 {
     const char *dir = getenv(variable);
     size_t len = dir ? strlen(dir) : 0;
@@ -16,7 +17,7 @@ static int lies_under(const char *variable, const char *path)
 }
 
 /* The path of an open file, if it lies under that directory. */
-static int open_under(const char *variable, int fd, char *path, size_t room)
+static inline int open_under(const char *variable, int fd, char *path, size_t room)
 {
     char link[64];
     ssize_t len;
@@ -28,6 +29,24 @@ static int open_under(const char *variable, int fd, char *path, size_t room)
         return 0;
     path[len] = 0;
     return lies_under(variable, path);
+}
+
+/* What stands in the file that an environment variable names, without its end of line; 0 if there
+ * is none. */
+static inline int content_of(const char *variable, char *text, size_t room)
+{
+    const char *file = getenv(variable);
+    ssize_t len;
+    int fd = file ? open(file, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd < 0)
+        return 0;
+    len = read(fd, text, room - 1);
+    close(fd);
+    if (len <= 0)
+        return 0;
+    text[len] = 0;
+    text[strcspn(text, "\n")] = 0;
+    return 1;
 }
 
 #endif
