@@ -134,7 +134,13 @@ impl Journal for SimJournal {
     }
 
     fn save_vote(&mut self, vote: Vote) -> io::Result<()> {
-        if !planted(Plant::ForgottenVote) {
+        if planted(Plant::EarlyVote) {
+            let disk = self.disk.clone();
+            spawn(async move {
+                sleep(EARLY_TIME).await;
+                disk.lock().unwrap().written.push(Record::Vote(vote));
+            });
+        } else if !planted(Plant::ForgottenVote) {
             self.write(Record::Vote(vote));
         }
         self.now.save_vote(vote)
@@ -147,16 +153,10 @@ impl Journal for SimJournal {
 
     fn flush(&mut self, done: Flushed) -> io::Result<()> {
         let (disk, random) = (self.disk.clone(), self.random.clone());
-        let (end, votes) = {
-            let disk = disk.lock().unwrap();
-            let vote = |record: &Record| matches!(record, Record::Vote(_) | Record::Truncate(_));
-            (disk.end(), disk.written.iter().all(vote))
-        };
-        let early = planted(Plant::EarlySync) || planted(Plant::EarlyVote) && votes;
+        let end = disk.lock().unwrap().end();
         spawn(async move {
-            if early {
+            if planted(Plant::EarlySync) {
                 done(Ok(()));
-                // Crashes must meet it.
                 sleep(EARLY_TIME).await;
                 disk.lock().unwrap().sync(end);
                 return;
@@ -181,7 +181,7 @@ impl Journal for SimJournal {
     }
 }
 
-/// How long a planted bug reports a sync before it has happened: crashes must meet it soon.
+/// How long before its time a planted bug reports something: crashes must meet that moment.
 const EARLY_TIME: Duration = Duration::from_millis(700);
 
 /// How long a sync or another job of a worker takes.
