@@ -1,6 +1,7 @@
 //! Disks that take time, and lose at a crash what was not synced; and workers that take time.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub(crate) struct LogDisk {
     synced: usize,
     /// What was written since.
     written: Vec<Record>,
+    /// How many truncations there were.
+    pub(crate) truncations: u64,
 }
 
 impl Default for LogDisk {
@@ -37,6 +40,7 @@ impl Default for LogDisk {
             durable: MemoryJournal::open(MemoryDisk::default()),
             synced: 0,
             written: Vec::new(),
+            truncations: 0,
         }
     }
 }
@@ -63,11 +67,17 @@ impl LogDisk {
         }
     }
 
-    /// Shows the entries from `from` to `last` that are synced.
-    pub(crate) fn entries(&self, from: u64, last: u64, show: &mut dyn FnMut(LogId, &[u8])) {
-        let read = self.durable.read(from, last + 1, &mut |id, body| {
+    /// Whether a truncation has not reached the disk yet.
+    fn truncates(&self) -> bool {
+        let mut written = self.written.iter();
+        written.any(|record| matches!(record, Record::Truncate(_)))
+    }
+
+    /// Shows the entries from `from` on that are synced.
+    pub(crate) fn entries(&self, from: u64, show: &mut dyn FnMut(LogId, &[u8])) {
+        let read = self.durable.read(from, u64::MAX, &mut |id, body| {
             show(id, &body.0);
-            std::ops::ControlFlow::Continue(())
+            ControlFlow::Continue(())
         });
         read.expect("memory is read");
     }
@@ -99,7 +109,7 @@ impl SimJournal {
             disk.durable
                 .read(0, u64::MAX, &mut |id, body| {
                     now.append(id, body.clone()).expect("memory takes it");
-                    std::ops::ControlFlow::Continue(())
+                    ControlFlow::Continue(())
                 })
                 .expect("memory is read");
             if let Some(vote) = state.vote {
@@ -125,11 +135,17 @@ impl Journal for SimJournal {
 
     fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
         self.write(Record::Truncate(last));
+        self.disk.lock().unwrap().truncations += 1;
         self.now.truncate_after(last)
     }
 
     fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        self.write(Record::Purge(upto));
+        let kept = self
+            .now
+            .state()
+            .committed
+            .filter(|_| planted(Plant::EagerPurge));
+        self.write(Record::Purge(kept.max(Some(upto)).unwrap_or(upto)));
         self.now.purge(upto)
     }
 
@@ -155,7 +171,9 @@ impl Journal for SimJournal {
         let (disk, random) = (self.disk.clone(), self.random.clone());
         let end = disk.lock().unwrap().end();
         spawn(async move {
-            if planted(Plant::EarlySync) {
+            let early = planted(Plant::EarlySync)
+                || planted(Plant::EarlyTruncation) && disk.lock().unwrap().truncates();
+            if early {
                 done(Ok(()));
                 sleep(EARLY_TIME).await;
                 disk.lock().unwrap().sync(end);

@@ -22,6 +22,7 @@
 
 mod clients;
 mod disk;
+mod engine;
 mod net;
 mod plant;
 mod run;

@@ -59,6 +59,13 @@ impl Wires {
         });
     }
 
+    /// What comes from or goes to `place` gets through again.
+    pub(crate) fn heal_at(&self, place: Place) {
+        self.cut.send_modify(|cut| {
+            cut.retain(|(from, to)| *from != place && *to != place);
+        });
+    }
+
     /// Everything gets through again.
     pub(crate) fn heal(&self) {
         self.cut.send_modify(BTreeSet::clear);

@@ -12,6 +12,12 @@ pub(crate) enum Plant {
     EarlyVote,
     /// Votes are not written at all.
     ForgottenVote,
+    /// A truncation is reported before it reaches the disk, and so is what was written behind it.
+    EarlyTruncation,
+    /// The log is cut up to what is committed, not only up to what the engine has kept.
+    EagerPurge,
+    /// Expiry is judged by each node's own clock.
+    LocalExpiry,
     /// The engine keeps changes over a crash, but not the mark that belongs to them.
     LostMark,
     /// Reads see what their node has applied, without asking the leader.
@@ -23,10 +29,13 @@ pub(crate) enum Plant {
 }
 
 /// All of them, by name.
-pub(crate) const ALL: [(&str, Plant); 7] = [
+pub(crate) const ALL: [(&str, Plant); 10] = [
     ("early-sync", Plant::EarlySync),
     ("early-vote", Plant::EarlyVote),
     ("forgotten-vote", Plant::ForgottenVote),
+    ("early-truncation", Plant::EarlyTruncation),
+    ("eager-purge", Plant::EagerPurge),
+    ("local-expiry", Plant::LocalExpiry),
     ("lost-mark", Plant::LostMark),
     ("local-reads", Plant::LocalReads),
     ("wrong-refusal", Plant::WrongRefusal),

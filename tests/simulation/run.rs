@@ -158,10 +158,15 @@ async fn live(seed: u64) -> Result<String, String> {
         Random::from_seed(random.next()),
         stop.clone(),
     ));
-    let watched = world.clone();
+    let (watched, heals) = (world.clone(), stop.clone());
     let mut watch = tokio::spawn(async move {
         loop {
-            watched.lock().await.look()?;
+            let mut world = watched.lock().await;
+            world.look()?;
+            if !heals.load(Ordering::Relaxed) {
+                world.strike().await;
+            }
+            drop(world);
             sleep(LOOK_EVERY).await;
         }
         #[expect(unreachable_code, reason = "it says what kind of error ends it")]
@@ -177,8 +182,8 @@ async fn live(seed: u64) -> Result<String, String> {
         let mut healed = world.lock().await;
         healed.wires.heal();
         healed.start_all().await?;
-        drop(healed);
         stop.store(true, Ordering::Relaxed);
+        drop(healed);
         for client in clients {
             client.await.map_err(|error| error.to_string())?;
         }

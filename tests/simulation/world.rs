@@ -14,11 +14,12 @@ use kvd::node::{ConfigLimits, Node, Parts, ReadLevel, Role, Settings};
 use kvd::raft::log::LogStore;
 use kvd::raft::transport::NoAuth;
 use kvd::server::{self, Server, ServerSettings};
-use kvd::storage::{Caps, Engine as _, Flow, MemoryEngine, Op as KeptOp, Range, Read as _};
+use kvd::storage::MemoryEngine;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::disk::{LogDisk, SimJournal, Tasks, wipe};
+use crate::engine;
 use crate::net::Wires;
 use crate::plant::{Plant, planted};
 
@@ -53,6 +54,8 @@ struct Member {
     engine: Arc<MemoryEngine>,
     clock: Arc<WallClock>,
     running: Option<Running>,
+    /// Truncations of its log until now.
+    truncations: u64,
     /// Entries up to here were compared in this run of it.
     compared: u64,
     /// Since when its log has had another entry than the one that was applied.
@@ -68,6 +71,8 @@ pub(crate) struct World {
     /// The cluster that all of this is about.
     cluster: Option<u128>,
     pub(crate) leaders: BTreeMap<u64, u64>,
+    /// The contents of each entry that was in any log, by its index and term.
+    logged: BTreeMap<(u64, u64), u64>,
     /// Term and contents of each entry that was applied anywhere.
     pub(crate) applied: BTreeMap<u64, (u64, u64)>,
     /// The member that is outside.
@@ -106,50 +111,18 @@ macro_rules! say {
 }
 pub(crate) use say;
 
-/// One member's engine keeps nothing itself, so its snapshots and its log must. All have views: a
-/// reader of one without holds writers back, and here both are the same thread.
-fn engine(n: usize) -> MemoryEngine {
-    match n % MEMBERS {
-        2 => MemoryEngine::with_caps(Caps::VIEW.with(Caps::FAST_READ)),
-        _ => MemoryEngine::new(),
-    }
-}
-
-fn crash_engine(engine: &MemoryEngine) {
-    let mut kept = Vec::new();
-    if planted(Plant::LostMark) {
-        let all = Range {
-            from: b"",
-            to: None,
-            reverse: false,
-        };
-        let kept = &mut kept;
-        let read = engine.scan(all, &mut |key, value| {
-            kept.push((key.to_vec(), value.to_vec()));
-            Flow::Continue
-        });
-        read.expect("memory is read");
-    }
-    engine.crash();
-    let batch: Vec<KeptOp<'_>> = kept
-        .iter()
-        .map(|(key, value)| KeptOp::Put(key, value))
-        .collect();
-    let mark = engine.mark().expect("memory is read");
-    engine.write(&batch, &mark).expect("memory takes it");
-}
-
 impl World {
     pub(crate) fn new(random: &Random, wires: Arc<Wires>, temp: tempfile::TempDir) -> Self {
         let members = (0..MEMBERS).map(|n| Member {
             dir: temp.path().join(name(n)),
             log: Arc::default(),
-            engine: Arc::new(engine(n)),
+            engine: Arc::new(engine::of_member(n)),
             clock: Arc::new(WallClock {
                 began: Instant::now(),
                 offset_us: AtomicI64::new(0),
             }),
             running: None,
+            truncations: 0,
             compared: 0,
             differs: None,
         });
@@ -160,6 +133,7 @@ impl World {
             fatal: Arc::default(),
             cluster: None,
             leaders: BTreeMap::new(),
+            logged: BTreeMap::new(),
             applied: BTreeMap::new(),
             outside: Some(MEMBERS - 1),
             faults: 0,
@@ -188,6 +162,7 @@ impl World {
         };
         let dir = DataDir::open(&member.dir, &birth, &random).map_err(|error| error.to_string())?;
         let (engine, disk) = (member.engine.clone(), member.log.clone());
+        let clock = member.clock.clone();
         let fatal = self.fatal.clone();
         let parts = Parts {
             settings: Settings {
@@ -211,7 +186,7 @@ impl World {
             raft_runtime: Handle::current(),
             io_runtime: Handle::current(),
             scope: scope.clone(),
-            open_engine: Arc::new(move |_| Ok(engine.clone())),
+            open_engine: Arc::new(move |_| Ok(engine::opened(&engine, clock.clone()))),
             open_log: Arc::new(move |_, _, on_fatal| {
                 let journal = SimJournal::open(disk.clone(), random.clone());
                 Ok(LogStore::over(Box::new(journal), on_fatal))
@@ -272,7 +247,7 @@ impl World {
             running.scope.crash().await;
             running.node.abandon();
             drop(running);
-            crash_engine(&member.engine);
+            engine::crash(&member.engine);
             member.log.lock().unwrap().crash(&self.random);
         }
     }
@@ -289,7 +264,7 @@ impl World {
             running.node.abandon();
             drop(running);
             if stopped.is_err() {
-                crash_engine(&member.engine);
+                engine::crash(&member.engine);
                 member.log.lock().unwrap().crash(&self.random);
             }
         }
@@ -301,7 +276,8 @@ impl World {
         let member = &mut self.members[n];
         wipe(&member.dir);
         *member.log.lock().unwrap() = LogDisk::default();
-        member.engine = Arc::new(engine(n));
+        member.truncations = 0;
+        member.engine = Arc::new(engine::of_member(n));
         member.dir = member.dir.with_extension((self.faults + 1).to_string());
         self.outside = Some(n);
         self.start(n).await
@@ -320,11 +296,31 @@ impl World {
         self.random.next() as usize % end
     }
 
+    fn cut_off(&self, n: usize) {
+        for other in 0..MEMBERS {
+            self.wires.cut(n, other);
+            self.wires.cut(other, n);
+        }
+    }
+
+    /// Now and then the power of a member goes at the moment at which it has truncated its log.
+    pub(crate) async fn strike(&mut self) {
+        for n in 0..MEMBERS {
+            let member = &mut self.members[n];
+            let truncations = member.log.lock().unwrap().truncations;
+            let before = std::mem::replace(&mut member.truncations, truncations);
+            if before < truncations && self.below(2) == 0 {
+                self.faults += 1;
+                self.crash(n).await;
+            }
+        }
+    }
+
     /// Something goes wrong.
     pub(crate) async fn fault(&mut self) -> Result<(), String> {
         self.faults += 1;
         let n = self.below(MEMBERS);
-        match self.below(12) {
+        match self.below(14) {
             0..=2 => self.crash(n).await,
             3 => {
                 for n in 0..MEMBERS {
@@ -336,10 +332,7 @@ impl World {
             5 | 6 => self.start_all().await?,
             7 => {
                 say!("{} is cut off", name(n));
-                for other in 0..MEMBERS {
-                    self.wires.cut(n, other);
-                    self.wires.cut(other, n);
-                }
+                self.cut_off(n);
             }
             8 => {
                 let to = self.below(MEMBERS);
@@ -362,6 +355,25 @@ impl World {
                     .clock
                     .offset_us
                     .store(offset, Ordering::Relaxed);
+            }
+            11 | 12 => {
+                // Long enough for another to lead, short enough for its own entries to be in the
+                // way afterwards, instead of a snapshot.
+                let leads = |member: &Member| {
+                    let running = member.running.as_ref();
+                    running.is_some_and(|running| running.node.status().role == Role::Leader)
+                };
+                let Some(n) = self.members.iter().position(leads) else {
+                    return Ok(());
+                };
+                say!("{}, which leads, is cut off for a moment", name(n));
+                self.cut_off(n);
+                let (wires, ms) = (self.wires.clone(), 800 + self.below(1200) as u64);
+                tokio::spawn(async move {
+                    sleep(Duration::from_millis(ms)).await;
+                    say!("{} is heard again", name(n));
+                    wires.heal_at(n);
+                });
             }
             _ => {
                 say!("the network heals");
@@ -399,16 +411,31 @@ impl World {
             }
             let disk = member.log.lock().unwrap();
             let (mut differs, mut seen) = (None, Vec::new());
-            disk.entries(member.compared + 1, status.applied, &mut |id, body| {
+            let (mut term, mut broken) = (0, None);
+            disk.entries(member.compared + 1, &mut |id, body| {
                 let mut hasher = DefaultHasher::new();
                 body.hash(&mut hasher);
-                let entry = (id.leader_id.term, hasher.finish());
+                let (entry, before) = ((id.leader_id.term, hasher.finish()), term);
+                term = entry.0;
+                let first = *self.logged.entry((id.index, term)).or_insert(entry.1);
+                if term < before || first != entry.1 {
+                    broken.get_or_insert((id.index, before, term));
+                }
+                if id.index > status.applied {
+                    return;
+                }
                 let agreed = self.applied.get(&id.index).copied();
                 if agreed.is_some_and(|agreed| agreed != entry) {
                     differs = Some(id.index);
                 }
                 seen.push((id.index, entry));
             });
+            if let Some((index, before, term)) = broken {
+                return Err(format!(
+                    "the log of {} has at {index}, behind term {before}, what term {term} has not",
+                    name(n)
+                ));
+            }
             // A snapshot that was installed is ahead of the log until that is cut.
             match differs {
                 None => {
