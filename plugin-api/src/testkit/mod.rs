@@ -1,10 +1,14 @@
 //! The conformance suite: what every engine owes its host, as clauses with names.
 //!
-//! An engine's author calls [`check`] in a test. Each clause works in a directory of its own and
-//! needs as little as it can of what the other clauses are about, so that a fault is reported
-//! under its own name.
+//! An engine's author calls [`check`] in a test, and `kvd plugin check` tries the same clauses on a
+//! library that was built. Each clause works in a directory of its own and needs as little as it
+//! can of what the other clauses are about, so that a fault is reported under its own name.
+//! What a crash leaves is tried by [`crash`].
 
+mod candidate;
 mod clauses;
+pub mod crash;
+pub mod history;
 mod model;
 mod subject;
 #[cfg(test)]
@@ -16,7 +20,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::{Backend, Caps};
 
-use self::subject::Kit;
+pub use self::candidate::Candidate;
+pub use self::subject::Kit;
 
 /// What came of one clause.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +37,7 @@ pub enum Outcome {
 /// What came of all clauses. Its text has a line for each.
 #[derive(Debug, Clone)]
 pub struct Report {
-    engine: &'static str,
+    engine: String,
     outcomes: Vec<(&'static str, Outcome)>,
 }
 
@@ -73,10 +78,76 @@ impl fmt::Display for Report {
 }
 
 /// A clause: its name, what an engine must offer for it to apply, and the trial.
-struct Clause<B> {
+pub struct Clause {
     name: &'static str,
+    text: &'static str,
+    /// When a clause of an earlier stage is broken, this one would fail for the same reason.
+    stage: u8,
     needs: Caps,
-    try_on: fn(&Kit<'_, B>) -> Result<(), String>,
+    try_on: fn(&Kit<'_>) -> Result<(), String>,
+}
+
+impl Clause {
+    /// All of them, in the order in which they are tried.
+    pub fn all() -> &'static [Clause] {
+        clauses::ALL
+    }
+
+    /// The clause of this name.
+    pub fn named(name: &str) -> Option<&'static Clause> {
+        clauses::ALL.iter().find(|clause| clause.name == name)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What it asks of an engine, as a sentence without a full stop.
+    pub fn text(&self) -> &'static str {
+        self.text
+    }
+
+    /// Tries it; a panic is a way to break it.
+    pub fn try_on(&self, kit: &Kit<'_>) -> Outcome {
+        match catch_unwind(AssertUnwindSafe(|| (self.try_on)(kit))) {
+            Ok(Ok(())) => Outcome::Kept,
+            Ok(Err(how)) => Outcome::Broken(how),
+            Err(panic) => Outcome::Broken(format!("panic: {}", panic_text(&*panic))),
+        }
+    }
+}
+
+/// How much is tried.
+#[derive(Debug, Clone, Copy)]
+struct Effort {
+    /// Random operations in a row.
+    steps: u32,
+    /// Whether a seed that is new each time is tried beside the fixed one.
+    is_seeded_anew: bool,
+    /// How many times reads and writes must meet.
+    meetings: u64,
+    /// Values up to this size are tried, and the engine's limit where it is below.
+    value_bytes: u64,
+    /// Entries of a kilobyte where there should be many.
+    entries: u32,
+}
+
+impl Effort {
+    const FULL: Effort = Effort {
+        steps: 400,
+        is_seeded_anew: true,
+        meetings: 200,
+        value_bytes: 8 << 20,
+        entries: 3000,
+    };
+    const QUICK: Effort = Effort {
+        steps: 60,
+        is_seeded_anew: false,
+        meetings: 20,
+        value_bytes: 1 << 20,
+        entries: 300,
+    };
 }
 
 /// Tries all clauses on engines that are opened with `options` in temporary directories.
@@ -85,35 +156,39 @@ struct Clause<B> {
 /// skipped. The last ones use random numbers: a failure names its seed, and the variable
 /// `KVD_TESTKIT_SEED` of the environment repeats it.
 pub fn run<B: Backend>(options: &[(&str, &str)]) -> Report {
-    let kit = Kit::<B>::new(options);
-    let mut report = Report {
-        engine: B::NAME,
-        outcomes: Vec::new(),
-    };
-    let stages = [
-        clauses::options(),
-        clauses::first(),
-        clauses::main(),
-        model::clauses(),
-    ];
-    for stage in stages {
-        let is_ok = report.is_ok();
-        for clause in stage {
-            let outcome = if !is_ok {
-                Outcome::Skipped("an earlier clause is broken")
-            } else if !B::CAPS.contains(clause.needs) {
-                Outcome::Skipped("the engine does not claim the capability")
-            } else {
-                match catch_unwind(AssertUnwindSafe(|| (clause.try_on)(&kit))) {
-                    Ok(Ok(())) => Outcome::Kept,
-                    Ok(Err(how)) => Outcome::Broken(how),
-                    Err(panic) => Outcome::Broken(format!("panic: {}", panic_text(&*panic))),
-                }
-            };
-            report.outcomes.push((clause.name, outcome));
+    run_candidate(&Candidate::of::<B>(), options)
+}
+
+/// As [`run`], for an engine wherever its code is.
+pub fn run_candidate(candidate: &Candidate, options: &[(&str, &str)]) -> Report {
+    let kit = Kit::new(candidate, options);
+    run_with(&candidate.name, candidate.caps, |clause| {
+        clause.try_on(&kit)
+    })
+}
+
+/// As [`run`], but each clause that applies to an engine with `caps` is tried by `try_one`, in a
+/// process of its own for example.
+pub fn run_with(name: &str, caps: Caps, mut try_one: impl FnMut(&Clause) -> Outcome) -> Report {
+    let mut outcomes = Vec::new();
+    let mut broken_stage = u8::MAX;
+    for clause in Clause::all() {
+        let outcome = if clause.stage > broken_stage {
+            Outcome::Skipped("an earlier clause is broken")
+        } else if !caps.contains(clause.needs) {
+            Outcome::Skipped("the engine does not claim the capability")
+        } else {
+            try_one(clause)
+        };
+        if matches!(outcome, Outcome::Broken(_)) {
+            broken_stage = broken_stage.min(clause.stage);
         }
+        outcomes.push((clause.name, outcome));
     }
-    report
+    Report {
+        engine: name.to_owned(),
+        outcomes,
+    }
 }
 
 /// As [`run`], for use as a test.

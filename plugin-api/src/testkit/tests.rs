@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::ops::Bound;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
 
@@ -62,6 +63,13 @@ enum Kind {
     VerifyFails,
     HidesProperty,
     InventsProperty,
+    CutsLargeBatches,
+    ReplacesOneByOne,
+    CompactsInView,
+    ViewCallsTwice,
+    ViewScanTakesEnd,
+    ViewIgnoresStop,
+    ViewMindsClose,
     BadDefault,
     StartsMarked,
     KeepsRareDeletes,
@@ -98,10 +106,12 @@ struct Memory<F> {
     state: Arc<RwLock<Arc<State>>>,
     /// Counts replacements, so that a view can tell.
     replaced: Arc<Mutex<u64>>,
+    is_closed: Arc<AtomicBool>,
     _fault: PhantomData<fn() -> F>,
 }
 
-struct MemoryView<F> {
+struct MemoryView<F: Fault> {
+    is_closed: Arc<AtomicBool>,
     state: Arc<State>,
     mark: Mark,
     live: Arc<RwLock<Arc<State>>>,
@@ -110,7 +120,8 @@ struct MemoryView<F> {
     _fault: PhantomData<fn() -> F>,
 }
 
-fn visit<F: Fault>(
+fn visit(
+    kind: Kind,
     entries: &Entries,
     range: Range<'_>,
     out: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
@@ -118,26 +129,26 @@ fn visit<F: Fault>(
     if range.to.is_some_and(|to| to <= range.from) {
         return Ok(());
     }
-    let from = match F::KIND {
+    let from = match kind {
         Kind::ScanSparesStart if !range.reverse && !range.from.is_empty() => {
             Bound::Excluded(range.from)
         }
         _ => Bound::Included(range.from),
     };
     let to = match range.to {
-        Some(to) if F::KIND == Kind::ScanTakesEnd && !range.reverse => Bound::Included(to),
+        Some(to) if kind == Kind::ScanTakesEnd && !range.reverse => Bound::Included(to),
         Some(to) => Bound::Excluded(to),
         None => Bound::Unbounded,
     };
     let mut found: Vec<_> = entries.range::<[u8], _>((from, to)).collect();
-    if F::KIND == Kind::SignedOrder && !range.reverse {
+    if kind == Kind::SignedOrder && !range.reverse {
         found.sort_by_key(|(key, _)| key.iter().map(|byte| *byte as i8).collect::<Vec<_>>());
     }
-    if range.reverse && F::KIND != Kind::IgnoresReverse {
+    if range.reverse && kind != Kind::IgnoresReverse {
         found.reverse();
     }
     for (key, value) in found {
-        let goes_on = match F::KIND {
+        let goes_on = match kind {
             Kind::IgnoresStop => true,
             Kind::IgnoresStopBackwards => range.reverse,
             _ => false,
@@ -246,6 +257,7 @@ impl<F: Fault> Backend for Memory<F> {
             dir,
             state: Arc::new(RwLock::new(Arc::new(state))),
             replaced: Arc::default(),
+            is_closed: Arc::default(),
             _fault: PhantomData,
         })
     }
@@ -267,13 +279,16 @@ impl<F: Fault> Backend for Memory<F> {
     }
 
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
-        visit::<F>(&self.state().entries, range, out)
+        visit(F::KIND, &self.state().entries, range, out)
     }
 
     fn write(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
         let mut state = State::clone(&self.state());
         let before = state.entries.clone();
         for (at, op) in batch.iter().enumerate() {
+            if F::KIND == Kind::CutsLargeBatches && at >= 10_000 {
+                break;
+            }
             if Self::is_too_large(op) && F::KIND != Kind::TakesTooLarge {
                 if F::KIND == Kind::KeepsPartOfRefusedBatch {
                     self.publish(state);
@@ -346,6 +361,7 @@ impl<F: Fault> Backend for Memory<F> {
         }
         let replaced_then = *self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(MemoryView {
+            is_closed: Arc::clone(&self.is_closed),
             state,
             mark,
             live: Arc::clone(&self.state),
@@ -385,6 +401,17 @@ impl<F: Fault> Backend for Memory<F> {
         if F::KIND == Kind::ReplaceForgetsMark {
             mark.data.clear();
         }
+        if F::KIND == Kind::ReplacesOneByOne {
+            let mut state = State {
+                entries: Entries::new(),
+                mark: mark.clone(),
+            };
+            for (key, value) in &entries {
+                state.entries.insert(key.clone(), value.clone());
+                self.publish(state.clone());
+                thread::yield_now();
+            }
+        }
         self.publish(State { entries, mark });
         *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         if F::KIND != Kind::ReplaceIsLazy {
@@ -414,6 +441,17 @@ impl<F: Fault> Backend for Memory<F> {
                 self.publish(state);
                 Ok(())
             }
+            Kind::CompactsInView => {
+                let state = State::clone(&self.state());
+                self.publish(State {
+                    entries: Entries::new(),
+                    mark: state.mark.clone(),
+                });
+                // Until a reader on the same processor has come by.
+                (0..1000).for_each(|_| thread::yield_now());
+                self.publish(state);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -429,6 +467,7 @@ impl<F: Fault> Backend for Memory<F> {
         if F::KIND != Kind::CloseIsLazy {
             self.persist();
         }
+        self.is_closed.store(true, Ordering::SeqCst);
         Ok(())
     }
 }
@@ -436,6 +475,15 @@ impl<F: Fault> Backend for Memory<F> {
 impl<F> Drop for Memory<F> {
     fn drop(&mut self) {
         locks().remove(&self.dir);
+    }
+}
+
+impl<F: Fault> Drop for MemoryView<F> {
+    fn drop(&mut self) {
+        assert!(
+            F::KIND != Kind::ViewMindsClose || !self.is_closed.load(Ordering::SeqCst),
+            "the engine is gone"
+        );
     }
 }
 
@@ -451,6 +499,9 @@ impl<F: Fault> View for MemoryView<F> {
         Ok(match state.entries.get(key) {
             Some(value) => {
                 out(value);
+                if F::KIND == Kind::ViewCallsTwice {
+                    out(value);
+                }
                 true
             }
             None => false,
@@ -462,7 +513,12 @@ impl<F: Fault> View for MemoryView<F> {
         if F::KIND == Kind::ViewEndsWithReplace && replaced != self.replaced_then {
             return Err(Error::new(ErrorKind::Closed, "the file is gone"));
         }
-        visit::<F>(&self.state.entries, range, out)
+        let kind = match F::KIND {
+            Kind::ViewScanTakesEnd => Kind::ScanTakesEnd,
+            Kind::ViewIgnoresStop => Kind::IgnoresStop,
+            _ => Kind::Nothing,
+        };
+        visit(kind, &self.state.entries, range, out)
     }
 }
 
@@ -550,6 +606,17 @@ faults! {
     false_alarm_of_verify_is_found: VerifyFails => "verify_accepts_sound_contents";
     property_without_value_is_found: HidesProperty => "properties_have_values";
     invented_property_is_found: InventsProperty => "properties_have_values";
+    cut_batch_is_found: CutsLargeBatches => "large_batches_are_kept";
+    half_a_replacement_is_found: ReplacesOneByOne => "readers_never_see_half_a_replacement";
+    half_a_replacement_in_a_scan_is_found: ReplacesOneByOne, CAPS: Caps = Caps::empty()
+        => "readers_never_see_half_a_replacement";
+    compaction_that_readers_see_is_found: CompactsInView
+        => "readers_go_on_beside_sync_and_compact";
+    two_calls_for_one_get_in_a_view_are_found: ViewCallsTwice => "view_reads_as_its_engine_does";
+    scan_beyond_its_end_in_a_view_is_found: ViewScanTakesEnd => "view_reads_as_its_engine_does";
+    ignored_stop_in_a_view_is_found: ViewIgnoresStop => "view_reads_as_its_engine_does";
+    view_that_outlives_its_engine_badly_is_found: ViewMindsClose
+        => "view_may_end_after_its_engine";
     wrong_default_is_found: BadDefault => "options_are_specified";
     engine_that_never_opens_is_found: OpensNever => "new_engine_is_empty";
     mark_of_a_new_engine_is_found: StartsMarked => "new_engine_is_empty";
@@ -605,6 +672,25 @@ fn check_panics_with_the_name_of_the_clause() {
         const KIND: Kind = Kind::VerifyFails;
     }
     check::<Memory<Broken>>(&[]);
+}
+
+/// It takes eight changes in a batch and a key that is there, so that is what is left.
+#[test]
+fn failing_operations_are_reduced_to_the_smallest_example() {
+    struct Broken;
+    impl Fault for Broken {
+        const KIND: Kind = Kind::KeepsRareDeletes;
+    }
+    let report = run::<Memory<Broken>>(&[]).to_string();
+    let (_, example) = report
+        .split_once("the smallest example:")
+        .expect("an example");
+    let steps: Vec<_> = example.trim().lines().collect();
+    assert!(steps.len() <= 2, "{report}");
+    let last = steps.last().expect("a step");
+    assert!(last.contains("write 8 changes: "), "{report}");
+    // Values of one byte, marks without bytes of the host.
+    assert!(example.len() < 400, "{report}");
 }
 
 #[test]
