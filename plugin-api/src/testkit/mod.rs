@@ -162,14 +162,18 @@ pub fn run<B: Backend>(options: &[(&str, &str)]) -> Report {
 /// As [`run`], for an engine wherever its code is.
 pub fn run_candidate(candidate: &Candidate, options: &[(&str, &str)]) -> Report {
     let kit = Kit::new(candidate, options);
-    run_with(&candidate.name, candidate.caps, |clause| {
-        clause.try_on(&kit)
-    })
+    let try_one = |clause: &Clause| clause.try_on(&kit);
+    run_with(&candidate.name, candidate.caps, try_one, |_, _| {})
 }
 
 /// As [`run`], but each clause that applies to an engine with `caps` is tried by `try_one`, in a
-/// process of its own for example.
-pub fn run_with(name: &str, caps: Caps, mut try_one: impl FnMut(&Clause) -> Outcome) -> Report {
+/// process of its own for example; `told` hears what came of each, also of those that are skipped.
+pub fn run_with(
+    name: &str,
+    caps: Caps,
+    mut try_one: impl FnMut(&Clause) -> Outcome,
+    mut told: impl FnMut(&Clause, &Outcome),
+) -> Report {
     let mut outcomes = Vec::new();
     let mut broken_stage = u8::MAX;
     for clause in Clause::all() {
@@ -183,6 +187,7 @@ pub fn run_with(name: &str, caps: Caps, mut try_one: impl FnMut(&Clause) -> Outc
         if matches!(outcome, Outcome::Broken(_)) {
             broken_stage = broken_stage.min(clause.stage);
         }
+        told(clause, &outcome);
         outcomes.push((clause.name, outcome));
     }
     Report {
