@@ -48,7 +48,6 @@ pub(super) const ALL: &[Clause] = &[
     clause!(2, order::scan_stops_when_told, Caps::empty(), "a scan ends when its callback says stop"),
     clause!(2, together::readers_never_see_half_a_batch, Caps::empty(), "a reader beside a write sees all of its batch or nothing, and the mark that belongs to it"),
     clause!(2, together::readers_never_see_half_a_replacement, Caps::empty(), "a reader beside replace sees the old contents or the new"),
-    clause!(2, together::readers_go_on_beside_sync_and_compact, Caps::empty(), "sync and compact change nothing for a reader beside them"),
     clause!(2, views::view_stays_as_it_was, Caps::VIEW, "a view stays as it was, whatever is written later"),
     clause!(2, views::view_has_the_mark_of_its_moment, Caps::VIEW, "a view has the mark of its moment"),
     clause!(2, views::view_reads_as_its_engine_does, Caps::VIEW, "get and scan of a view keep the same rules as those of the engine"),
@@ -65,7 +64,9 @@ pub(super) const ALL: &[Clause] = &[
     clause!(2, life::compact_keeps_contents, Caps::empty(), "compact works where it is claimed, and changes no contents"),
     clause!(2, life::verify_accepts_sound_contents, Caps::empty(), "verify finds nothing wrong with sound contents"),
     clause!(2, life::properties_have_values, Caps::empty(), "each listed property has a value, and no other name has one"),
-    clause!(3, model::random_operations_match_a_model, Caps::empty(), "after any operations the engine is as a map would be"),
+    clause!(3, together::readers_go_on_beside_sync_and_compact, Caps::empty(), "sync and compact change nothing for a reader beside them"),
+    clause!(3, model::reads_among_many_keys_match_a_model, Caps::empty(), "get and scan find the same among many keys, from anywhere, in both directions"),
+    clause!(4, model::random_operations_match_a_model, Caps::empty(), "after any operations the engine is as a map would be"),
 ];
 
 fn may_be_unsupported(kit: &Kit<'_>, what: &str, cap: Caps, result: crate::Result<()>) -> Verdict {

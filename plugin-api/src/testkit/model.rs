@@ -6,10 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::{Caps, Mark, Op, Range, View};
 
-use super::history::{Change, Random};
+use super::history::{self, Change, Model, Random};
 use super::panic_text;
 use super::subject::{
-    ALL, Bytes, Entries, Kit, Read, Still, Value, Verdict, compare, during, ensure, same_mark, scan,
+    ALL, Bytes, Entries, Kit, Read, Still, Value, Verdict, compare, during, ensure, get, same_mark,
+    scan,
 };
 
 /// Tried in every run.
@@ -42,6 +43,40 @@ pub(super) fn random_operations_match_a_model(kit: &Kit<'_>) -> Verdict {
                 how += &format!("\n{}. {step}", at + 1);
             }
             return Err(how);
+        }
+    }
+    Ok(())
+}
+
+/// Keys enough for many pages, and ranges that begin and end anywhere among them.
+pub(super) fn reads_among_many_keys_match_a_model(kit: &Kit<'_>) -> Verdict {
+    let mut random = Random::new(SEED);
+    let key = |random: &mut Random| format!("key {:03}", random.below(420)).into_bytes();
+    let subject = kit.open()?;
+    let mut model = Model::default();
+    for index in 1..=u64::from(kit.effort.steps / 7) {
+        let changes = history::batch(index);
+        let ops: Vec<_> = changes.iter().map(Change::op).collect();
+        subject.write(&ops, &history::mark(index))?;
+        model.advance(index - 1, index);
+        for _ in 0..10 {
+            let wanted = key(&mut random);
+            let found = get(&subject, &wanted)?;
+            let expected = model.entries.get(&wanted);
+            ensure!(
+                found.as_ref() == expected,
+                "batch {index}: get of {} found {}, expected {}",
+                Bytes(&wanted),
+                Value(found.as_deref()),
+                Value(expected.map(Vec::as_slice))
+            );
+            let (from, to) = (key(&mut random), key(&mut random));
+            let range = Range {
+                from: if random.below(5) == 0 { b"" } else { &from },
+                to: (random.below(5) > 0).then_some(&to),
+                reverse: random.below(2) == 0,
+            };
+            check_range(&subject, &model.entries, range)?;
         }
     }
     Ok(())

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
+use std::time::Duration;
 
 use crate::{
     Backend, Caps, Error, ErrorKind, Feed, Flow, Limits, Mark, Op, OpenContext, OptionKind,
@@ -64,6 +65,7 @@ enum Kind {
     HidesProperty,
     InventsProperty,
     CutsLargeBatches,
+    ReverseEndsEarly,
     ReplacesOneByOne,
     CompactsInView,
     ViewCallsTwice,
@@ -120,6 +122,11 @@ struct MemoryView<F: Fault> {
     _fault: PhantomData<fn() -> F>,
 }
 
+/// Long enough for a reader on a busy machine to come by.
+fn let_readers_in() {
+    thread::park_timeout(Duration::from_millis(5));
+}
+
 fn visit(
     kind: Kind,
     entries: &Entries,
@@ -146,6 +153,9 @@ fn visit(
     }
     if range.reverse && kind != Kind::IgnoresReverse {
         found.reverse();
+    }
+    if kind == Kind::ReverseEndsEarly && range.reverse && range.to.is_some() {
+        found.truncate(100);
     }
     for (key, value) in found {
         let goes_on = match kind {
@@ -297,8 +307,9 @@ impl<F: Fault> Backend for Memory<F> {
             }
             match *op {
                 Op::Put(key, value) => Self::put(&mut state.entries, key, value),
-                Op::Delete(_)
+                Op::Delete(key)
                     if F::KIND == Kind::KeepsRareDeletes
+                        && key.len() < 4
                         && batch.len() >= 8
                         && at + 1 == batch.len() => {}
                 Op::Delete(key) => drop(state.entries.remove(key)),
@@ -309,9 +320,9 @@ impl<F: Fault> Backend for Memory<F> {
                 }
                 Op::DeleteRange(from, to) => Self::delete_range(&mut state.entries, from, to),
             }
-            if F::KIND == Kind::AppliesOneByOne && at % 3 == 0 {
+            if F::KIND == Kind::AppliesOneByOne && at == 3 {
                 self.publish(state.clone());
-                thread::yield_now();
+                let_readers_in();
             }
         }
         let is_same = state.mark == *mark;
@@ -409,7 +420,9 @@ impl<F: Fault> Backend for Memory<F> {
             for (key, value) in &entries {
                 state.entries.insert(key.clone(), value.clone());
                 self.publish(state.clone());
-                thread::yield_now();
+                if state.entries.len() == 3 {
+                    let_readers_in();
+                }
             }
         }
         self.publish(State { entries, mark });
@@ -447,8 +460,7 @@ impl<F: Fault> Backend for Memory<F> {
                     entries: Entries::new(),
                     mark: state.mark.clone(),
                 });
-                // Until a reader on the same processor has come by.
-                (0..1000).for_each(|_| thread::yield_now());
+                let_readers_in();
                 self.publish(state);
                 Ok(())
             }
@@ -620,6 +632,7 @@ faults! {
     wrong_default_is_found: BadDefault => "options_are_specified";
     engine_that_never_opens_is_found: OpensNever => "new_engine_is_empty";
     mark_of_a_new_engine_is_found: StartsMarked => "new_engine_is_empty";
+    fault_of_long_scans_is_found: ReverseEndsEarly => "reads_among_many_keys_match_a_model";
     rare_fault_is_found: KeepsRareDeletes => "random_operations_match_a_model";
 }
 
