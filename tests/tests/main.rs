@@ -22,6 +22,7 @@ mod licences;
 mod limits;
 mod offline;
 mod once;
+mod plugin_kit;
 mod power;
 mod preload;
 mod raft_suite;
