@@ -5,7 +5,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use kvd::exit;
 use kvd::resp::Reply;
@@ -230,4 +229,285 @@ fn an_engine_that_misbehaves_fails_the_clause_and_not_the_run() {
     // Where the clauses cannot see it, killing does.
     let (_, said) = check(rogue(), &["--backend-opt=fault=lie in sync"]);
     assert!(!said.contains("keeps the contract\n"), "{said}");
+}
+
+/// A node on the engine that misbehaves, in a directory of its own.
+fn node_with(fault: &str, root: &Path) -> Node {
+    Node::new(root, "node", rogue().to_str().unwrap())
+        .with(&["--max-log-bytes", "65536"])
+        .with(&[&format!("--backend-opt=fault={fault}")])
+}
+
+#[test]
+fn a_panic_of_the_engine_ends_its_node_in_order_and_is_named() {
+    let _alone = alone();
+    for (fault, code) in [
+        ("panic in open", exit::CONFIG),
+        ("panic in get", exit::IO),
+        ("panic in write", exit::IO),
+        ("panic in sync", exit::IO),
+    ] {
+        let temp = tempfile::tempdir().unwrap();
+        let mut node = node_with(fault, temp.path());
+        node.spawn();
+        until("the node ends", || node.exited().is_some());
+        let status = node.exited().unwrap();
+        assert_eq!(status.code(), Some(code), "{fault}: {}", node.log());
+        let last = node.log().lines().last().unwrap_or_default().to_owned();
+        assert!(
+            last.contains("the plugin panicked: as it was told"),
+            "{fault}: {last}"
+        );
+    }
+}
+
+/// Nothing can take the engine's thread away from it, but the others go on, and the client is told
+/// what is known.
+#[test]
+fn an_engine_that_blocks_in_a_write_does_not_block_its_node() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut node = node_with("block in write", temp.path());
+    node.start();
+    let reply = node.client().call(&["SET", "a", "1"]);
+    assert_eq!(reply.error_prefix(), Some("TIMEOUT"), "{reply:?}");
+    assert_eq!(node.client().call(&["PING"]), Reply::pong());
+}
+
+#[test]
+fn an_engine_that_lied_about_its_mark_is_found_out_by_the_next_start() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut node = node_with("lie in sync", temp.path());
+    node.start();
+    let value = "v".repeat(4096);
+    until("the log is cut behind the mark", || {
+        for key in 0..50 {
+            let key = format!("key:{key}");
+            assert_eq!(node.client().call(&["SET", &key, &value]), Reply::Ok);
+        }
+        node.info_number("raft_purged_index") > 0
+    });
+    node.kill();
+    node.spawn();
+    until("the node ends", || node.exited().is_some());
+    assert_eq!(node.exited().unwrap().code(), Some(exit::CONFIG));
+    let last = node.log().lines().last().unwrap_or_default().to_owned();
+    assert!(
+        last.contains("entries are missing; wipe this node's data directory"),
+        "{last}"
+    );
+}
+
+/// A copy of a plugin, with some of its bytes changed.
+fn changed(root: &Path, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
+    let mut bytes = fs::read(built().join("libkvd_memory.so")).unwrap();
+    change(&mut bytes);
+    let file = root.join(name);
+    fs::write(&file, bytes).unwrap();
+    file
+}
+
+fn of_another_interface(bytes: &mut [u8]) {
+    // The magic, a size of four bytes, and the interface's version.
+    let at = bytes
+        .windows(8)
+        .position(|part| part == b"KVDPLUG\0")
+        .unwrap();
+    bytes[at + 12..at + 16].copy_from_slice(&7_u32.to_le_bytes());
+}
+
+fn of_another_machine(bytes: &mut [u8]) {
+    const MACHINE: usize = 18;
+    const AARCH64: u16 = 183;
+    const X86_64: u16 = 62;
+    let other = if cfg!(target_arch = "x86_64") {
+        AARCH64
+    } else {
+        X86_64
+    };
+    bytes[MACHINE..MACHINE + 2].copy_from_slice(&other.to_le_bytes());
+}
+
+#[test]
+fn a_bad_file_is_refused_in_one_line_by_every_command_and_by_a_node() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let root = temp.path();
+    let text = root.join("text.so");
+    fs::write(&text, "not a library").unwrap();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let libc = {
+        maps.lines()
+            .filter_map(|line| line.split_whitespace().nth(5))
+    }
+    .find(|path| path.contains("/libc.so"))
+    .expect("the tests are linked with libc");
+    for (file, why) in [
+        (root.join("none.so"), "not found"),
+        (text, "not a shared library"),
+        (libc.into(), "not a kvd plugin"),
+        (
+            changed(root, "libkvd_short.so", |bytes| {
+                bytes.truncate(bytes.len() / 2)
+            }),
+            "the file is cut short",
+        ),
+        (
+            changed(root, "libkvd_later.so", |bytes| of_another_interface(bytes)),
+            "built for plugin API 7, this kvd supports 1",
+        ),
+        (
+            changed(root, "libkvd_foreign.so", |bytes| of_another_machine(bytes)),
+            "not a shared library",
+        ),
+    ] {
+        let file = file.to_str().unwrap();
+        for command in ["info", "check", "bench"] {
+            refused(&["plugin", command, file], exit::CONFIG, why);
+        }
+        let dir = root.join("data");
+        let addresses = ["--addr=127.0.0.1:0", "--raft-addr=127.0.0.1:0"];
+        let node = [&addresses[..], &["--backend", file, dir.to_str().unwrap()]].concat();
+        refused(&node, exit::CONFIG, why);
+    }
+}
+
+#[test]
+fn a_manifest_is_told_also_of_a_file_that_cannot_be_loaded() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let whole = kvd(&["plugin", "info", "memory", "--json"]);
+    let whole: Value = serde_json::from_slice(&whole.stdout).unwrap();
+    assert_eq!(whole["loads"], true);
+    assert_eq!(
+        whole["capabilities"],
+        serde_json::json!(["view", "fast-read"])
+    );
+    let changes: [(&str, fn(&mut [u8]), u64); 2] = [
+        ("later.so", of_another_interface, 7),
+        ("foreign.so", of_another_machine, 1),
+    ];
+    for (name, change, interface) in changes {
+        let file = changed(temp.path(), name, |bytes| change(bytes));
+        let output = kvd(&["plugin", "info", "--json", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(exit::CONFIG));
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(
+            (&told["loads"], &told["interface"]),
+            (&false.into(), &interface.into())
+        );
+        for same in [
+            "name",
+            "version",
+            "plugin_api",
+            "rustc",
+            "target",
+            "optimised",
+        ] {
+            assert_eq!(told[same], whole[same], "{name}");
+        }
+        assert!(told["reason"].is_string(), "{told}");
+        let output = kvd(&["plugin", "info", file.to_str().unwrap()]);
+        assert!(
+            text(&output).contains("name          memory "),
+            "{}",
+            text(&output)
+        );
+    }
+}
+
+#[test]
+fn plugins_are_listed_with_what_keeps_them_from_being_loaded() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    changed(temp.path(), "libkvd_later.so", |bytes| {
+        of_another_interface(bytes)
+    });
+    changed(temp.path(), "libkvd_memory.so", |_| {});
+    let list = |more: &[&str]| {
+        let output = Command::new(built().join("kvd"))
+            .args(["plugin", "list"])
+            .args(more)
+            .env("KVD_PLUGIN_PATH", temp.path())
+            .output()
+            .unwrap();
+        succeeds(&output);
+        text(&output)
+    };
+    let said = list(&[]);
+    let line = |part: &str| {
+        said.lines()
+            .find(|line| line.contains(part))
+            .unwrap_or_default()
+    };
+    assert!(
+        line("libkvd_later.so").contains("cannot be loaded: built for plugin API 7"),
+        "{said}"
+    );
+    assert!(
+        line("/libkvd_redb.so").starts_with("redb ") && line("/libkvd_redb.so").ends_with("  ok")
+    );
+    // The first folder wins.
+    let first = temp.path().canonicalize().unwrap().join("libkvd_memory.so");
+    assert!(
+        line(&first.display().to_string()).ends_with("  ok"),
+        "{said}"
+    );
+    assert!(
+        said.contains(&format!("hidden by {}", first.display())),
+        "{said}"
+    );
+    let json = list(&["--json"]);
+    let found: Vec<Value> = json
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(found.len(), said.lines().count());
+    assert!(
+        found
+            .iter()
+            .any(|plugin| plugin["name"] == "sled" && plugin["loads"] == true)
+    );
+}
+
+#[test]
+fn an_engine_and_the_interface_are_measured() {
+    let _alone = alone();
+    built();
+    let args = ["--seconds", "1", "--keys", "2000", "--value-bytes", "10"];
+    let output = kvd(&[&["plugin", "bench", "redb"], &args[..]].concat());
+    succeeds(&output);
+    let said = text(&output);
+    let figure = |what: &str| {
+        let line = said.lines().find(|line| line.trim().starts_with(what));
+        let line = line.unwrap_or_else(|| panic!("no {what} in {said}"));
+        let rest = line.trim().strip_prefix(what).unwrap_or_default().trim();
+        let number = rest
+            .trim_start_matches("mean ")
+            .split([' ', ','])
+            .next()
+            .unwrap();
+        number
+            .parse::<f64>()
+            .unwrap_or_else(|_| panic!("no number in {line}"))
+    };
+    for what in [
+        "fill, batches of 1000",
+        "get",
+        "scan, an entry",
+        "write, batches of 1 ",
+    ] {
+        assert!(figure(what) > 100.0, "{said}");
+    }
+    for what in ["sync, each second, of 100 ", "close", "reopen", "on disk"] {
+        assert!(figure(what) > 0.0, "{said}");
+    }
+    let (_, interface) = said
+        .split_once("the call itself")
+        .expect("the interface's figures");
+    assert!(
+        interface.contains("  get ") && interface.contains(" ns"),
+        "{said}"
+    );
 }
