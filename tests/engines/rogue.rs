@@ -1,5 +1,6 @@
 //! An engine that is right as it stands, durable by writing everything anew in each sync, and
-//! misbehaves as its option says: `panic in write`, `abort in sync`, `block in get`, `lie in sync`.
+//! misbehaves as its option says: `panic in write`, `abort in sync`, `block in get`, `lie in
+//! sync`, `delay in sync`.
 
 use std::fs;
 use std::io::Write as _;
@@ -94,6 +95,15 @@ impl Engine {
     }
 }
 
+/// One that delays has written everything when it is dropped in order.
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if self.fault == "delay in sync" {
+            drop(self.save());
+        }
+    }
+}
+
 impl Backend for Engine {
     const NAME: &'static str = "rogue";
     const VERSION: &'static str = "6.6.6";
@@ -152,7 +162,7 @@ impl Backend for Engine {
 
     fn sync(&self) -> Result<Mark> {
         misbehave(&self.fault, "sync");
-        if self.fault == "lie in sync" {
+        if ["lie in sync", "delay in sync"].contains(&self.fault.as_str()) {
             return self.mark();
         }
         self.save()

@@ -14,8 +14,9 @@ use crate::{
     OptionSpec, Range, Result, View,
 };
 
+use super::history::{self, Model};
 use super::subject::Entries;
-use super::{Outcome, check, run};
+use super::{Candidate, Clause, Kit, Outcome, check, crash, run};
 
 /// What is wrong with an engine.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -553,6 +554,9 @@ macro_rules! faults {
                 assert_eq!(broken::<Broken>(), [$clause]);
             }
         )+
+
+        /// Which test has an engine that breaks which clause.
+        const FAULTS: &[(&str, &str)] = &[$((stringify!($test), $clause)),+];
     };
 }
 
@@ -687,6 +691,31 @@ fn check_panics_with_the_name_of_the_clause() {
     check::<Memory<Broken>>(&[]);
 }
 
+/// The table in the module's documentation: what is asked, the clause, the tests with engines that
+/// break it.
+#[test]
+fn each_clause_has_a_broken_engine_and_a_row_in_the_table() {
+    let rows: Vec<String> = include_str!("mod.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | "))
+        .filter(|row| row.contains("_is_found") || row.contains("_are_found"))
+        .map(str::to_owned)
+        .collect();
+    let expected: Vec<String> = Clause::all()
+        .iter()
+        .map(|clause| {
+            let faults: Vec<_> = FAULTS
+                .iter()
+                .filter(|(_, broken)| *broken == clause.name())
+                .map(|(test, _)| format!("`{test}`"))
+                .collect();
+            let faults = faults.join(", ");
+            format!("{} | `{}` | {faults} |", clause.text(), clause.name())
+        })
+        .collect();
+    assert_eq!(rows, expected);
+}
+
 /// It takes eight changes in a batch and a key that is there, so that is what is left.
 #[test]
 fn failing_operations_are_reduced_to_the_smallest_example() {
@@ -717,4 +746,35 @@ fn report_names_the_random_seed() {
         report.contains("random_operations_match_a_model: seed "),
         "{report}"
     );
+}
+
+/// What a process that was killed has left, for engines that write their mark in time or not.
+#[test]
+fn crash_that_lost_a_promise_or_tore_a_mark_is_found() {
+    let candidate = Candidate::of::<Memory<Sound>>();
+    let kit = Kit::new(&candidate, &[]);
+    let dir = PathBuf::from("only a name");
+    let leave = |mark: u64, contents: u64| {
+        let state = State {
+            entries: Model::at(contents).entries,
+            mark: history::mark(mark),
+        };
+        disks().insert(dir.clone(), state);
+    };
+    leave(5, 5);
+    assert_eq!(crash::verify(&kit, &dir, 5), Ok(5));
+    assert_eq!(crash::verify(&kit, &dir, 0), Ok(5));
+    let lost = crash::verify(&kit, &dir, 6).unwrap_err();
+    assert!(lost.contains("the mark is 5, but 6 was promised"), "{lost}");
+    for (mark, contents) in [(5, 4), (5, 6), (0, 1)] {
+        leave(mark, contents);
+        let torn = crash::verify(&kit, &dir, 0).unwrap_err();
+        let said = format!("after a crash with the mark {mark}: at key");
+        assert!(torn.starts_with(&said), "{torn}");
+    }
+    let mut foreign = State::default();
+    foreign.mark.index = 5;
+    disks().insert(dir.clone(), foreign);
+    let foreign = crash::verify(&kit, &dir, 0).unwrap_err();
+    assert!(foreign.contains("expected 5 with 'mark 5'"), "{foreign}");
 }
