@@ -14,6 +14,7 @@ mod commands;
 mod compare;
 mod crash;
 mod disk;
+mod engine_power;
 mod failover;
 mod fuzz;
 mod identity;
