@@ -30,7 +30,6 @@
 //! | a reverse scan visits the same keys backwards | `reverse_scan_goes_backwards` | `ignored_reverse_is_found` |
 //! | a scan ends when its callback says stop | `scan_stops_when_told` | `ignored_stop_is_found`, `ignored_stop_of_a_reverse_scan_is_found` |
 //! | a reader beside a write sees all of its batch or nothing, and the mark that belongs to it | `readers_never_see_half_a_batch` | `half_a_batch_in_a_view_is_found`, `half_a_batch_in_a_scan_is_found` |
-//! | a reader beside replace sees the old contents or the new | `readers_never_see_half_a_replacement` | `half_a_replacement_is_found`, `half_a_replacement_in_a_scan_is_found` |
 //! | a view stays as it was, whatever is written later | `view_stays_as_it_was` | `view_that_changes_is_found` |
 //! | a view has the mark of its moment | `view_has_the_mark_of_its_moment` | `view_without_its_mark_is_found` |
 //! | get and scan of a view keep the same rules as those of the engine | `view_reads_as_its_engine_does` | `two_calls_for_one_get_in_a_view_are_found`, `scan_beyond_its_end_in_a_view_is_found`, `ignored_stop_in_a_view_is_found` |
@@ -47,6 +46,7 @@
 //! | compact works where it is claimed, and changes no contents | `compact_keeps_contents` | `compaction_that_loses_is_found`, `claimed_compaction_that_is_not_there_is_found` |
 //! | verify finds nothing wrong with sound contents | `verify_accepts_sound_contents` | `false_alarm_of_verify_is_found` |
 //! | each listed property has a value, and no other name has one | `properties_have_values` | `property_without_value_is_found`, `invented_property_is_found` |
+//! | a reader beside replace sees the old contents or the new | `readers_never_see_half_a_replacement` | `half_a_replacement_is_found`, `half_a_replacement_in_a_scan_is_found` |
 //! | sync and compact change nothing for a reader beside them | `readers_go_on_beside_sync_and_compact` | `compaction_that_readers_see_is_found` |
 //! | get and scan find the same among many keys, from anywhere, in both directions | `reads_among_many_keys_match_a_model` | `fault_of_long_scans_is_found` |
 //! | after any operations the engine is as a map would be | `random_operations_match_a_model` | `rare_fault_is_found` |
