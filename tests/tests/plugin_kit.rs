@@ -516,3 +516,32 @@ fn an_engine_and_the_interface_are_measured() {
         "{said}"
     );
 }
+
+/// The guide's commands are ones that kvd takes, and a new crate is announced as the guide has it.
+#[test]
+fn the_guide_says_what_is_true() {
+    let _alone = alone();
+    built();
+    let page = fs::read_to_string(repository().join("docs/plugins.md")).unwrap();
+    let mut commands = 0;
+    for line in page.lines() {
+        let line = line.trim_start_matches("$ ");
+        let Some(args) = line.strip_prefix("kvd plugin ") else {
+            continue;
+        };
+        // Flags are looked at from left to right, and help ends that.
+        let args: Vec<&str> = args.split(' ').chain(["--help"]).collect();
+        succeeds(&kvd(&[&["plugin"], &args[..]].concat()));
+        commands += 1;
+    }
+    assert!(commands >= 8, "{commands}");
+    let temp = tempfile::tempdir().unwrap();
+    let output = Command::new(built().join("kvd"))
+        .args(["plugin", "new", "mine"])
+        .current_dir(temp.path())
+        .output()
+        .unwrap();
+    succeeds(&output);
+    let said = format!("$ kvd plugin new mine\n{}", text(&output));
+    assert!(page.contains(&said), "{said}");
+}
