@@ -3,6 +3,8 @@
 //! Every flag `--some-flag` is also `KVD_SOME_FLAG` in the environment and `some-flag` in the TOML
 //! file that `--config` names. Single-dash spellings of long flags are accepted.
 
+mod plugin;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +13,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
 use crate::node::{ConfigLimits, ReadLevel, RedirectMode};
+
+pub use self::plugin::{
+    PluginBenchFlags, PluginCheckFlags, PluginCommand, PluginNewFlags, PluginTrialFlags,
+    engine_option,
+};
 
 /// Where clients connect by default.
 pub const ADDR: &str = "localhost:6379";
@@ -228,16 +235,6 @@ pub struct DevFlags {
     /// The folder for the nodes' data
     #[arg(default_value = "./kvd-dev")]
     pub directory: PathBuf,
-}
-
-/// `kvd plugin`.
-#[derive(Debug, Subcommand)]
-pub enum PluginCommand {
-    /// Say what a plugin is and what it offers, even if it cannot be used
-    Info {
-        /// A plugin's file, folder or name
-        plugin: String,
-    },
 }
 
 /// Flags of a node. `None` means not given.
@@ -612,12 +609,7 @@ impl Config {
         let backend_options = pick!(backend_opt)
             .unwrap_or_default()
             .into_iter()
-            .map(|option| match option.split_once('=') {
-                Some((key, value)) => Ok((key.trim().to_owned(), value.trim().to_owned())),
-                None => Err(ConfigError(format!(
-                    "backend-opt '{option}' is not KEY=VALUE"
-                ))),
-            })
+            .map(|option| engine_option(&option).map_err(ConfigError))
             .collect::<Result<_, _>>()?;
         let entry = pick!(max_entry_bytes).unwrap_or(64 << 20);
         if !(1 << 10..=512 << 20).contains(&entry) {

@@ -8,7 +8,7 @@ mod run;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
-use kvd::config::{Cli, Command, Config, PluginCommand, rewrite_arguments};
+use kvd::config::{Cli, Command, Config, rewrite_arguments};
 use kvd::exit;
 
 /// A start or a command that failed: one line, perhaps a hint, and an exit code.
@@ -66,7 +66,7 @@ fn main() {
         Some(Command::Recover(flags)) => maintenance::recover(&flags),
         Some(Command::Log(command)) => maintenance::log(command),
         Some(Command::Data(command)) => maintenance::data(command),
-        Some(Command::Plugin(PluginCommand::Info { plugin })) => plugin::info(&plugin),
+        Some(Command::Plugin(command)) => plugin::command(command),
     };
     if let Err(failed) = done {
         eprintln!("kvd: {}", failed.message);

@@ -9,7 +9,7 @@ use abi_stable::std_types::{RStr, RVec, Tuple2};
 
 use super::engine::Engine;
 use crate::abi::v1;
-use crate::{Caps, Error, ErrorKind, Limits, OptionKind, manifest};
+use crate::{Backend, Caps, Error, ErrorKind, Limits, OptionKind, manifest};
 
 /// Why a library cannot be used: one line, and perhaps what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,7 +21,7 @@ pub struct LoadError {
 }
 
 impl LoadError {
-    fn new(message: impl Into<String>) -> Self {
+    pub(super) fn new(message: impl Into<String>) -> Self {
         LoadError {
             message: message.into(),
             hint: None,
@@ -171,6 +171,16 @@ impl Plugin {
     pub fn open(&self, dir: &Path, options: &[(String, String)]) -> Result<Engine, Error> {
         open(self.root, dir, options)
     }
+}
+
+/// Opens an engine that is linked into this process, through the same border as a library's: to
+/// measure what the border costs. Each call keeps a few hundred bytes for ever.
+///
+/// # Errors
+///
+/// As for [`Plugin::open`].
+pub fn open_linked<B: Backend>(dir: &Path, options: &[(String, String)]) -> Result<Engine, Error> {
+    open(v1::plugin::<B>(), dir, options)
 }
 
 pub(super) fn describe(root: v1::Plugin_Ref) -> Description {

@@ -5,10 +5,13 @@
 
 mod engine;
 mod load;
+mod peek;
 mod resolve;
+pub mod template;
 #[cfg(test)]
 mod tests;
 
 pub use engine::{Engine, EngineView};
-pub use load::{Description, LoadError, Manifest, OptionInfo, Plugin, read_manifest};
-pub use resolve::{Places, ResolveError, resolve};
+pub use load::{Description, LoadError, Manifest, OptionInfo, Plugin, open_linked, read_manifest};
+pub use peek::peek_manifest;
+pub use resolve::{Found, Places, ResolveError, found, resolve};

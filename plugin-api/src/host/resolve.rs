@@ -297,6 +297,48 @@ fn by_name(name: &str, places: &Places) -> Result<PathBuf, ResolveError> {
     })
 }
 
+/// A library in one of the folders where names are looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The file.
+    pub path: PathBuf,
+    /// The file that its name finds instead, because that folder comes first.
+    pub hidden_by: Option<PathBuf>,
+}
+
+/// The libraries that names can find, in the order in which folders are looked at: those that are
+/// called as plugins are, and others with a manifest in them.
+pub fn found(places: &Places) -> Vec<Found> {
+    let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    let mut known: Vec<(String, Found)> = Vec::new();
+    for folder in places.folders() {
+        let files = std::fs::read_dir(folder).into_iter().flatten();
+        let mut files: Vec<(String, usize, PathBuf)> = files
+            .filter_map(|file| {
+                let path = absolute(&file.ok()?.path()).ok()?;
+                let name = path.file_name()?.to_str()?.strip_suffix(suffix)?.to_owned();
+                let bare = name.strip_prefix(prefix).unwrap_or(&name);
+                let plain = bare.strip_prefix("kvd_").unwrap_or(bare);
+                // As `by_name` tries them.
+                let order = [format!("{prefix}kvd_{plain}"), format!("{prefix}{plain}")];
+                let order = order.iter().position(|tried| *tried == name).unwrap_or(2);
+                let is_plugin = plain != "plugin_api" && (order == 0 || has_manifest(&path));
+                (is_plugin && path.is_file()).then(|| (plain.to_owned(), order, path))
+            })
+            .collect();
+        files.sort();
+        for (name, _, path) in files {
+            if known.iter().any(|(_, found)| found.path == path) {
+                continue;
+            }
+            let first = known.iter().find(|(known, _)| *known == name);
+            let hidden_by = first.map(|(_, found)| found.path.clone());
+            known.push((name, Found { path, hidden_by }));
+        }
+    }
+    known.into_iter().map(|(_, found)| found).collect()
+}
+
 /// The names of the plugins in these folders.
 fn available(folders: &[PathBuf]) -> Vec<String> {
     let prefix = format!("{}kvd_", std::env::consts::DLL_PREFIX);
@@ -386,6 +428,35 @@ mod tests {
         let error = resolve("rdb", &places(dir.path())).unwrap_err().to_string();
         assert!(error.starts_with("not found; looked in: "), "{error}");
         assert!(error.ends_with("(available: redb)"), "{error}");
+    }
+
+    #[test]
+    fn what_names_can_find_is_listed_in_their_order() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let places = Places {
+            plugin_path: vec![first.path().to_owned(), second.path().to_owned()],
+            // The same folder again.
+            exe_dir: Some(first.path().to_owned()),
+            ..Places::default()
+        };
+        let redb = touch(first.path().join("libkvd_redb.so"));
+        let other = touch(first.path().join("libother.so"));
+        touch(first.path().join("libhelper.so"));
+        touch(first.path().join("libkvd_plugin_api.so"));
+        touch(first.path().join("libkvd_redb.rlib"));
+        let hidden = touch(second.path().join("libkvd_redb.so"));
+        std::fs::write(&other, b"\x7fELF KVD_PLUGIN_MANIFEST\0").unwrap();
+        let found: Vec<_> = { found(&places).into_iter() }
+            .filter(|found| !found.path.starts_with("/usr"))
+            .map(|found| (found.path, found.hidden_by))
+            .collect();
+        let expected = [
+            (other, None),
+            (redb.clone(), None),
+            (hidden, Some(redb.clone())),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(resolve("redb", &places), Ok(redb));
     }
 
     #[test]

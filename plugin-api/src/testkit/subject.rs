@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::marker::PhantomData;
 use std::path::Path;
 
 use tempfile::TempDir;
 
-use crate::{Backend, Error, Feed, Flow, Mark, Op, OpenContext, Options, Range, Result, View};
+use crate::{Caps, Error, Feed, Flow, Limits, Mark, Op, Options, Range, Result, View};
+
+use super::Effort;
+use super::candidate::{Candidate, Opened};
 
 /// Keys and values as they should be.
 pub(super) type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -32,42 +34,78 @@ macro_rules! ensure {
 }
 pub(super) use ensure;
 
-/// Opens engines of one type with the same options.
-pub(super) struct Kit<'a, B> {
+/// Opens engines of one kind with the same options, and tries clauses on them.
+pub struct Kit<'a> {
+    pub(super) candidate: &'a Candidate,
     options: &'a [(&'a str, &'a str)],
-    _engine: PhantomData<fn() -> B>,
+    pub(super) effort: Effort,
+    folder: Option<&'a Path>,
 }
 
 /// An engine and its directory, which goes away with it.
-pub(super) struct Subject<B> {
-    pub(super) backend: B,
+pub(super) struct Subject {
+    // Before the directory, which must outlive it.
+    pub(super) backend: Box<dyn Opened>,
     dir: TempDir,
 }
 
-impl<'a, B: Backend> Kit<'a, B> {
-    pub(super) fn new(options: &'a [(&'a str, &'a str)]) -> Self {
+impl<'a> Kit<'a> {
+    /// Tries `candidate`, opened with `options`, in temporary directories.
+    pub fn new(candidate: &'a Candidate, options: &'a [(&'a str, &'a str)]) -> Self {
         Kit {
+            candidate,
             options,
-            _engine: PhantomData,
+            effort: Effort::FULL,
+            folder: None,
         }
     }
 
+    /// The same, but in seconds rather than in minutes on a slow engine.
+    #[must_use]
+    pub fn quick(self) -> Self {
+        Kit {
+            effort: Effort::QUICK,
+            ..self
+        }
+    }
+
+    /// The same, with the engines' directories in `folder`.
+    #[must_use]
+    pub fn within(self, folder: &'a Path) -> Self {
+        Kit {
+            folder: Some(folder),
+            ..self
+        }
+    }
+
+    pub(super) fn caps(&self) -> Caps {
+        self.candidate.caps
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        self.candidate.limits
+    }
+
+    pub(super) fn is_durable(&self) -> bool {
+        self.caps().contains(Caps::DURABLE)
+    }
+
     pub(super) fn options(&self) -> Result<Options> {
-        Options::parse(B::OPTIONS, self.options.iter().copied())
+        Options::parse(&self.candidate.options, self.options.iter().copied())
     }
 
     /// Opens an engine in `dir`.
-    pub(super) fn open_in(&self, dir: &Path) -> Result<B> {
-        let options = self.options()?;
-        B::open(&OpenContext {
-            dir,
-            options: &options,
-        })
+    pub(super) fn open_in(&self, dir: &Path) -> Result<Box<dyn Opened>> {
+        self.candidate.open(dir, self.options)
     }
 
     /// Opens an engine in a new directory.
-    pub(super) fn open(&self) -> Verdict<Subject<B>> {
-        let dir = tempfile::tempdir().map_err(|error| format!("temporary directory: {error}"))?;
+    pub(super) fn open(&self) -> Verdict<Subject> {
+        let dir = match self.folder {
+            Some(folder) => tempfile::tempdir_in(folder),
+            None => tempfile::tempdir(),
+        }
+        .map_err(|error| format!("temporary directory: {error}"))?;
         let backend = self
             .open_in(dir.path())
             .map_err(during("open in an empty directory"))?;
@@ -75,7 +113,7 @@ impl<'a, B: Backend> Kit<'a, B> {
     }
 
     /// The same with `entries` in it, under the mark 1.
-    pub(super) fn open_with(&self, entries: &Entries) -> Verdict<Subject<B>> {
+    pub(super) fn open_with(&self, entries: &Entries) -> Verdict<Subject> {
         let subject = self.open()?;
         let puts: Vec<_> = entries
             .iter()
@@ -86,7 +124,7 @@ impl<'a, B: Backend> Kit<'a, B> {
     }
 
     /// Drops the engine and opens another in its place.
-    pub(super) fn reopen(&self, subject: Subject<B>) -> Verdict<Subject<B>> {
+    pub(super) fn reopen(&self, subject: Subject) -> Verdict<Subject> {
         let Subject { backend, dir } = subject;
         drop(backend);
         let backend = self
@@ -96,7 +134,7 @@ impl<'a, B: Backend> Kit<'a, B> {
     }
 }
 
-impl<B: Backend> Subject<B> {
+impl Subject {
     pub(super) fn dir(&self) -> &Path {
         self.dir.path()
     }
@@ -113,7 +151,7 @@ impl<B: Backend> Subject<B> {
         self.backend.mark().map_err(during("mark"))
     }
 
-    pub(super) fn view(&self) -> Verdict<B::View> {
+    pub(super) fn view(&self) -> Verdict<Box<dyn View>> {
         self.backend.view().map_err(during("view"))
     }
 
@@ -134,7 +172,7 @@ pub(super) trait Read {
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()>;
 }
 
-impl<B: Backend> Read for Subject<B> {
+impl Read for Subject {
     fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
         self.backend.get(key, out)
     }
@@ -144,10 +182,21 @@ impl<B: Backend> Read for Subject<B> {
     }
 }
 
-/// A view as a [`Read`].
-pub(super) struct Still<'a, V>(pub(super) &'a V);
+/// An engine without a directory of its own.
+impl Read for Box<dyn Opened> {
+    fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        Opened::get(&**self, key, out)
+    }
 
-impl<V: View> Read for Still<'_, V> {
+    fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
+        Opened::scan(&**self, range, out)
+    }
+}
+
+/// A view as a [`Read`].
+pub(super) struct Still<'a>(pub(super) &'a dyn View);
+
+impl Read for Still<'_> {
     fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
         self.0.get(key, out)
     }

@@ -4,16 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::ops::Bound;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread;
+use std::time::Duration;
 
 use crate::{
     Backend, Caps, Error, ErrorKind, Feed, Flow, Limits, Mark, Op, OpenContext, OptionKind,
     OptionSpec, Range, Result, View,
 };
 
+use super::history::{self, Model};
 use super::subject::Entries;
-use super::{Outcome, check, run};
+use super::{Candidate, Clause, Kit, Outcome, check, crash, run};
 
 /// What is wrong with an engine.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -62,6 +65,14 @@ enum Kind {
     VerifyFails,
     HidesProperty,
     InventsProperty,
+    CutsLargeBatches,
+    ReverseEndsEarly,
+    ReplacesOneByOne,
+    CompactsInView,
+    ViewCallsTwice,
+    ViewScanTakesEnd,
+    ViewIgnoresStop,
+    ViewMindsClose,
     BadDefault,
     StartsMarked,
     KeepsRareDeletes,
@@ -98,10 +109,12 @@ struct Memory<F> {
     state: Arc<RwLock<Arc<State>>>,
     /// Counts replacements, so that a view can tell.
     replaced: Arc<Mutex<u64>>,
+    is_closed: Arc<AtomicBool>,
     _fault: PhantomData<fn() -> F>,
 }
 
-struct MemoryView<F> {
+struct MemoryView<F: Fault> {
+    is_closed: Arc<AtomicBool>,
     state: Arc<State>,
     mark: Mark,
     live: Arc<RwLock<Arc<State>>>,
@@ -110,7 +123,13 @@ struct MemoryView<F> {
     _fault: PhantomData<fn() -> F>,
 }
 
-fn visit<F: Fault>(
+/// Long enough for a reader on a busy machine to come by.
+fn let_readers_in() {
+    thread::park_timeout(Duration::from_millis(5));
+}
+
+fn visit(
+    kind: Kind,
     entries: &Entries,
     range: Range<'_>,
     out: &mut dyn FnMut(&[u8], &[u8]) -> Flow,
@@ -118,26 +137,29 @@ fn visit<F: Fault>(
     if range.to.is_some_and(|to| to <= range.from) {
         return Ok(());
     }
-    let from = match F::KIND {
+    let from = match kind {
         Kind::ScanSparesStart if !range.reverse && !range.from.is_empty() => {
             Bound::Excluded(range.from)
         }
         _ => Bound::Included(range.from),
     };
     let to = match range.to {
-        Some(to) if F::KIND == Kind::ScanTakesEnd && !range.reverse => Bound::Included(to),
+        Some(to) if kind == Kind::ScanTakesEnd && !range.reverse => Bound::Included(to),
         Some(to) => Bound::Excluded(to),
         None => Bound::Unbounded,
     };
     let mut found: Vec<_> = entries.range::<[u8], _>((from, to)).collect();
-    if F::KIND == Kind::SignedOrder && !range.reverse {
+    if kind == Kind::SignedOrder && !range.reverse {
         found.sort_by_key(|(key, _)| key.iter().map(|byte| *byte as i8).collect::<Vec<_>>());
     }
-    if range.reverse && F::KIND != Kind::IgnoresReverse {
+    if range.reverse && kind != Kind::IgnoresReverse {
         found.reverse();
     }
+    if kind == Kind::ReverseEndsEarly && range.reverse && range.to.is_some() {
+        found.truncate(100);
+    }
     for (key, value) in found {
-        let goes_on = match F::KIND {
+        let goes_on = match kind {
             Kind::IgnoresStop => true,
             Kind::IgnoresStopBackwards => range.reverse,
             _ => false,
@@ -246,6 +268,7 @@ impl<F: Fault> Backend for Memory<F> {
             dir,
             state: Arc::new(RwLock::new(Arc::new(state))),
             replaced: Arc::default(),
+            is_closed: Arc::default(),
             _fault: PhantomData,
         })
     }
@@ -267,13 +290,16 @@ impl<F: Fault> Backend for Memory<F> {
     }
 
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
-        visit::<F>(&self.state().entries, range, out)
+        visit(F::KIND, &self.state().entries, range, out)
     }
 
     fn write(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
         let mut state = State::clone(&self.state());
         let before = state.entries.clone();
         for (at, op) in batch.iter().enumerate() {
+            if F::KIND == Kind::CutsLargeBatches && at >= 10_000 {
+                break;
+            }
             if Self::is_too_large(op) && F::KIND != Kind::TakesTooLarge {
                 if F::KIND == Kind::KeepsPartOfRefusedBatch {
                     self.publish(state);
@@ -282,8 +308,9 @@ impl<F: Fault> Backend for Memory<F> {
             }
             match *op {
                 Op::Put(key, value) => Self::put(&mut state.entries, key, value),
-                Op::Delete(_)
+                Op::Delete(key)
                     if F::KIND == Kind::KeepsRareDeletes
+                        && key.len() < 4
                         && batch.len() >= 8
                         && at + 1 == batch.len() => {}
                 Op::Delete(key) => drop(state.entries.remove(key)),
@@ -294,9 +321,9 @@ impl<F: Fault> Backend for Memory<F> {
                 }
                 Op::DeleteRange(from, to) => Self::delete_range(&mut state.entries, from, to),
             }
-            if F::KIND == Kind::AppliesOneByOne && at % 3 == 0 {
+            if F::KIND == Kind::AppliesOneByOne && at == 3 {
                 self.publish(state.clone());
-                thread::yield_now();
+                let_readers_in();
             }
         }
         let is_same = state.mark == *mark;
@@ -346,6 +373,7 @@ impl<F: Fault> Backend for Memory<F> {
         }
         let replaced_then = *self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(MemoryView {
+            is_closed: Arc::clone(&self.is_closed),
             state,
             mark,
             live: Arc::clone(&self.state),
@@ -385,6 +413,19 @@ impl<F: Fault> Backend for Memory<F> {
         if F::KIND == Kind::ReplaceForgetsMark {
             mark.data.clear();
         }
+        if F::KIND == Kind::ReplacesOneByOne {
+            let mut state = State {
+                entries: Entries::new(),
+                mark: mark.clone(),
+            };
+            for (key, value) in &entries {
+                state.entries.insert(key.clone(), value.clone());
+                self.publish(state.clone());
+                if state.entries.len() == 3 {
+                    let_readers_in();
+                }
+            }
+        }
         self.publish(State { entries, mark });
         *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         if F::KIND != Kind::ReplaceIsLazy {
@@ -414,6 +455,16 @@ impl<F: Fault> Backend for Memory<F> {
                 self.publish(state);
                 Ok(())
             }
+            Kind::CompactsInView => {
+                let state = State::clone(&self.state());
+                self.publish(State {
+                    entries: Entries::new(),
+                    mark: state.mark.clone(),
+                });
+                let_readers_in();
+                self.publish(state);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -429,6 +480,7 @@ impl<F: Fault> Backend for Memory<F> {
         if F::KIND != Kind::CloseIsLazy {
             self.persist();
         }
+        self.is_closed.store(true, Ordering::SeqCst);
         Ok(())
     }
 }
@@ -436,6 +488,15 @@ impl<F: Fault> Backend for Memory<F> {
 impl<F> Drop for Memory<F> {
     fn drop(&mut self) {
         locks().remove(&self.dir);
+    }
+}
+
+impl<F: Fault> Drop for MemoryView<F> {
+    fn drop(&mut self) {
+        assert!(
+            F::KIND != Kind::ViewMindsClose || !self.is_closed.load(Ordering::SeqCst),
+            "the engine is gone"
+        );
     }
 }
 
@@ -451,6 +512,9 @@ impl<F: Fault> View for MemoryView<F> {
         Ok(match state.entries.get(key) {
             Some(value) => {
                 out(value);
+                if F::KIND == Kind::ViewCallsTwice {
+                    out(value);
+                }
                 true
             }
             None => false,
@@ -462,7 +526,12 @@ impl<F: Fault> View for MemoryView<F> {
         if F::KIND == Kind::ViewEndsWithReplace && replaced != self.replaced_then {
             return Err(Error::new(ErrorKind::Closed, "the file is gone"));
         }
-        visit::<F>(&self.state.entries, range, out)
+        let kind = match F::KIND {
+            Kind::ViewScanTakesEnd => Kind::ScanTakesEnd,
+            Kind::ViewIgnoresStop => Kind::IgnoresStop,
+            _ => Kind::Nothing,
+        };
+        visit(kind, &self.state.entries, range, out)
     }
 }
 
@@ -485,6 +554,9 @@ macro_rules! faults {
                 assert_eq!(broken::<Broken>(), [$clause]);
             }
         )+
+
+        /// Which test has an engine that breaks which clause.
+        const FAULTS: &[(&str, &str)] = &[$((stringify!($test), $clause)),+];
     };
 }
 
@@ -550,9 +622,21 @@ faults! {
     false_alarm_of_verify_is_found: VerifyFails => "verify_accepts_sound_contents";
     property_without_value_is_found: HidesProperty => "properties_have_values";
     invented_property_is_found: InventsProperty => "properties_have_values";
+    cut_batch_is_found: CutsLargeBatches => "large_batches_are_kept";
+    half_a_replacement_is_found: ReplacesOneByOne => "readers_never_see_half_a_replacement";
+    half_a_replacement_in_a_scan_is_found: ReplacesOneByOne, CAPS: Caps = Caps::empty()
+        => "readers_never_see_half_a_replacement";
+    compaction_that_readers_see_is_found: CompactsInView
+        => "readers_go_on_beside_sync_and_compact";
+    two_calls_for_one_get_in_a_view_are_found: ViewCallsTwice => "view_reads_as_its_engine_does";
+    scan_beyond_its_end_in_a_view_is_found: ViewScanTakesEnd => "view_reads_as_its_engine_does";
+    ignored_stop_in_a_view_is_found: ViewIgnoresStop => "view_reads_as_its_engine_does";
+    view_that_outlives_its_engine_badly_is_found: ViewMindsClose
+        => "view_may_end_after_its_engine";
     wrong_default_is_found: BadDefault => "options_are_specified";
     engine_that_never_opens_is_found: OpensNever => "new_engine_is_empty";
     mark_of_a_new_engine_is_found: StartsMarked => "new_engine_is_empty";
+    fault_of_long_scans_is_found: ReverseEndsEarly => "reads_among_many_keys_match_a_model";
     rare_fault_is_found: KeepsRareDeletes => "random_operations_match_a_model";
 }
 
@@ -607,6 +691,50 @@ fn check_panics_with_the_name_of_the_clause() {
     check::<Memory<Broken>>(&[]);
 }
 
+/// The table in the module's documentation: what is asked, the clause, the tests with engines that
+/// break it.
+#[test]
+fn each_clause_has_a_broken_engine_and_a_row_in_the_table() {
+    let rows: Vec<String> = include_str!("mod.rs")
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | "))
+        .filter(|row| row.contains("_is_found") || row.contains("_are_found"))
+        .map(str::to_owned)
+        .collect();
+    let expected: Vec<String> = Clause::all()
+        .iter()
+        .map(|clause| {
+            let faults: Vec<_> = FAULTS
+                .iter()
+                .filter(|(_, broken)| *broken == clause.name())
+                .map(|(test, _)| format!("`{test}`"))
+                .collect();
+            let faults = faults.join(", ");
+            format!("{} | `{}` | {faults} |", clause.text(), clause.name())
+        })
+        .collect();
+    assert_eq!(rows, expected);
+}
+
+/// It takes eight changes in a batch and a key that is there, so that is what is left.
+#[test]
+fn failing_operations_are_reduced_to_the_smallest_example() {
+    struct Broken;
+    impl Fault for Broken {
+        const KIND: Kind = Kind::KeepsRareDeletes;
+    }
+    let report = run::<Memory<Broken>>(&[]).to_string();
+    let (_, example) = report
+        .split_once("the smallest example:")
+        .expect("an example");
+    let steps: Vec<_> = example.trim().lines().collect();
+    assert!(steps.len() <= 2, "{report}");
+    let last = steps.last().expect("a step");
+    assert!(last.contains("write 8 changes: "), "{report}");
+    // Values of one byte, marks without bytes of the host.
+    assert!(example.len() < 400, "{report}");
+}
+
 #[test]
 fn report_names_the_random_seed() {
     struct Broken;
@@ -618,4 +746,35 @@ fn report_names_the_random_seed() {
         report.contains("random_operations_match_a_model: seed "),
         "{report}"
     );
+}
+
+/// What a process that was killed has left, for engines that write their mark in time or not.
+#[test]
+fn crash_that_lost_a_promise_or_tore_a_mark_is_found() {
+    let candidate = Candidate::of::<Memory<Sound>>();
+    let kit = Kit::new(&candidate, &[]);
+    let dir = PathBuf::from("only a name");
+    let leave = |mark: u64, contents: u64| {
+        let state = State {
+            entries: Model::at(contents).entries,
+            mark: history::mark(mark),
+        };
+        disks().insert(dir.clone(), state);
+    };
+    leave(5, 5);
+    assert_eq!(crash::verify(&kit, &dir, 5), Ok(5));
+    assert_eq!(crash::verify(&kit, &dir, 0), Ok(5));
+    let lost = crash::verify(&kit, &dir, 6).unwrap_err();
+    assert!(lost.contains("the mark is 5, but 6 was promised"), "{lost}");
+    for (mark, contents) in [(5, 4), (5, 6), (0, 1)] {
+        leave(mark, contents);
+        let torn = crash::verify(&kit, &dir, 0).unwrap_err();
+        let said = format!("after a crash with the mark {mark}: at key");
+        assert!(torn.starts_with(&said), "{torn}");
+    }
+    let mut foreign = State::default();
+    foreign.mark.index = 5;
+    disks().insert(dir.clone(), foreign);
+    let foreign = crash::verify(&kit, &dir, 0).unwrap_err();
+    assert!(foreign.contains("expected 5 with 'mark 5'"), "{foreign}");
 }

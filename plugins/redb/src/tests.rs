@@ -4,19 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use kvd_plugin_api::testkit::crash;
+use kvd_plugin_api::testkit::history::{Change, Model, ModelFeed, Random, batch, mark, write};
 use kvd_plugin_api::{Backend, ErrorKind, Feed, Mark, Op, OpenContext, Options, Result, View};
 use redb::{Builder, StorageBackend};
 
-use self::kill_loop::{Model, ModelFeed, Random, mark, write};
 use crate::store::Store;
 use crate::{RedbBackend, Settings};
-
-#[path = "../../testing/kill_loop.rs"]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "kills real processes at random moments"
-)]
-mod kill_loop;
 
 fn open(dir: &Path) -> Result<RedbBackend> {
     RedbBackend::open_with(
@@ -37,10 +31,11 @@ fn get(view: &impl View, key: &[u8]) -> Option<Vec<u8>> {
 
 #[test]
 fn killed_process_loses_nothing_that_was_synced() {
-    kill_loop::run(
+    let options = &[("cache_size", "4MiB")];
+    crash::check::<RedbBackend>(
         "tests::killed_process_loses_nothing_that_was_synced",
         10,
-        open,
+        options,
     );
 }
 
@@ -437,8 +432,8 @@ fn power_loss_leaves_a_whole_batch_not_older_than_the_last_sync() {
         let running = store(&disk);
         let ready = disk.0.lock().unwrap().requests.len();
         for index in 1..=60 {
-            let changes = kill_loop::batch(index);
-            let ops: Vec<Op<'_>> = changes.iter().map(kill_loop::Change::op).collect();
+            let changes = batch(index);
+            let ops: Vec<Op<'_>> = changes.iter().map(Change::op).collect();
             running.write(&ops, Some(&mark(index))).unwrap();
             disk.request(Request::Written(index));
             if random.below(6) == 0 {
@@ -504,14 +499,6 @@ fn power_loss_leaves_a_whole_batch_not_older_than_the_last_sync() {
 
 fn last(requests: &[Request], index: impl Fn(&Request) -> Option<u64>) -> u64 {
     requests.iter().rev().find_map(index).unwrap_or(0)
-}
-
-#[test]
-fn reads_and_scans_agree_with_a_model() {
-    for seed in 1..=3 {
-        let dir = tempfile::tempdir().unwrap();
-        kill_loop::compare_reads(&open(dir.path()).unwrap(), seed);
-    }
 }
 
 #[test]

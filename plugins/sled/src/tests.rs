@@ -5,21 +5,15 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use kvd_plugin_api::testkit::crash;
+use kvd_plugin_api::testkit::history::{Model, ModelFeed, mark, write};
 use kvd_plugin_api::{
     Backend, ErrorKind, Feed, Flow, Mark, Op, OpenContext, Options, Range, Result,
 };
 use sled::Mode;
 
-use self::kill_loop::{Model, ModelFeed, mark, write};
 use crate::SledBackend;
 use crate::store::Settings;
-
-#[path = "../../testing/kill_loop.rs"]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "kills real processes at random moments"
-)]
-mod kill_loop;
 
 fn open(dir: &Path) -> Result<SledBackend> {
     SledBackend::open_with(
@@ -33,10 +27,11 @@ fn open(dir: &Path) -> Result<SledBackend> {
 
 #[test]
 fn killed_process_loses_nothing_that_was_synced() {
-    kill_loop::run(
+    let options = &[("cache_capacity", "16MiB")];
+    crash::check::<SledBackend>(
         "tests::killed_process_loses_nothing_that_was_synced",
         8,
-        open,
+        options,
     );
 }
 
@@ -323,14 +318,6 @@ fn scan_meets_whole_batches_only() {
         done.store(true, Ordering::Relaxed);
         reader.join().unwrap();
     });
-}
-
-#[test]
-fn reads_and_scans_agree_with_a_model() {
-    for seed in 1..=3 {
-        let dir = tempfile::tempdir().unwrap();
-        kill_loop::compare_reads(&open(dir.path()).unwrap(), seed);
-    }
 }
 
 #[test]

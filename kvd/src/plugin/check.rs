@@ -1,0 +1,291 @@
+//! `kvd plugin check`: whether an engine keeps the contract, as a library that was built.
+//!
+//! Each clause is tried in a process of its own, with a limit of time: an engine that blocks,
+//! aborts or crashes fails that clause, and the others are tried all the same.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "waits for processes, and kills them at random moments"
+)]
+
+use std::fs::{self, File};
+use std::io::{IsTerminal as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use kvd::config::PluginCheckFlags;
+use kvd::exit;
+use kvd_plugin_api::Caps;
+use kvd_plugin_api::testkit::{self, Outcome, crash, history};
+use serde_json::Value;
+
+use super::{find, trial, workshop};
+use crate::Failed;
+
+/// How often a process is looked at.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// The name of what is tried by killing.
+const CRASH: &str = "kill_leaves_the_state_after_some_write";
+
+const CRASH_TEXT: &str = "after a kill at any moment the state is that after some write, with its \
+                          mark, not older than the mark that sync or replace last promised";
+
+/// `kvd plugin check`.
+pub(super) fn check(flags: &PluginCheckFlags) -> Result<(), Failed> {
+    let file = find(&flags.plugin)?;
+    let folder = workshop(flags.within.as_deref())?;
+    let trials = Trials {
+        file,
+        folder: folder.path(),
+        flags,
+    };
+    let engine = trials.describe()?;
+    println!(
+        "{} {}, {}",
+        engine.name,
+        engine.version,
+        trials.file.display()
+    );
+    let try_one = |clause: &testkit::Clause| {
+        begin(clause.name());
+        trials.clause(clause.name())
+    };
+    let report = testkit::run_with(&engine.name, engine.caps, try_one, |clause, outcome| {
+        tell(clause.name(), clause.text(), outcome);
+    });
+    let mut broken: Vec<&str> = report.broken().map(|(name, _)| name).collect();
+    let rounds = flags.crash.unwrap_or(if flags.quick { 1 } else { 5 });
+    if rounds > 0 {
+        begin(CRASH);
+        let outcome = if report.is_ok() {
+            trials.crash(rounds, engine.caps.contains(Caps::DURABLE))
+        } else {
+            Outcome::Skipped("an earlier clause is broken")
+        };
+        tell(CRASH, CRASH_TEXT, &outcome);
+        if matches!(outcome, Outcome::Broken(_)) {
+            broken.push(CRASH);
+        }
+    }
+    if broken.is_empty() {
+        println!("{} {} keeps the contract", engine.name, engine.version);
+        return Ok(());
+    }
+    let message = format!(
+        "backend '{}': breaks the contract: {}",
+        flags.plugin,
+        broken.join(", ")
+    );
+    Err(Failed::new(exit::CONFIG, message))
+}
+
+/// Says what is under way, where someone may be watching.
+fn begin(name: &str) {
+    let mut out = std::io::stdout();
+    if out.is_terminal() {
+        print!("  ...      {name}\r");
+        // The line is for comfort only.
+        let _ = out.flush();
+    }
+}
+
+fn tell(name: &str, text: &str, outcome: &Outcome) {
+    match outcome {
+        Outcome::Kept => println!("  ok       {name}"),
+        Outcome::Skipped(why) => println!("  n/a      {name}: {why}"),
+        Outcome::Broken(how) => {
+            println!("  FAILED   {name}");
+            println!("           the clause: {text}");
+            println!("           {}", how.replace('\n', "\n           "));
+        }
+    }
+}
+
+/// What an engine says of itself.
+struct Engine {
+    name: String,
+    version: String,
+    caps: Caps,
+}
+
+struct Trials<'a> {
+    file: PathBuf,
+    folder: &'a Path,
+    flags: &'a PluginCheckFlags,
+}
+
+impl Trials<'_> {
+    fn limit(&self) -> Duration {
+        Duration::from_secs(self.flags.time_limit)
+    }
+
+    /// A folder for one trial.
+    fn place(&self, trial: &str) -> Result<PathBuf, String> {
+        let dir = self.folder.join(trial);
+        fs::create_dir(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+        Ok(dir)
+    }
+
+    fn spawn(&self, trial: &str, dir: &Path, promised: u64) -> Result<Child, String> {
+        let failed = |error: std::io::Error| format!("a process of its own: {error}");
+        // What an earlier process in this place has left would be taken for the new one's.
+        let _ = fs::remove_file(dir.join(trial::OUTCOME));
+        let exe = std::env::current_exe().map_err(failed)?;
+        let mut command = Command::new(exe);
+        command.args(["plugin", "trial"]).arg(&self.file).arg(trial);
+        command.arg(dir).args(["--promised", &promised.to_string()]);
+        if self.flags.quick {
+            command.arg("--quick");
+        }
+        for (name, value) in &self.flags.backend_opt {
+            command.arg(format!("--backend-opt={name}={value}"));
+        }
+        command
+            .env("TMPDIR", dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(dir.join("stderr")).map_err(failed)?)
+            .spawn()
+            .map_err(failed)
+    }
+
+    /// Runs one trial to its end.
+    fn try_it(&self, trial: &str, dir: &Path, promised: u64) -> Result<Value, String> {
+        let mut child = self.spawn(trial, dir, promised)?;
+        let ended = wait(&mut child, self.limit(), || false)?;
+        if ended.is_none() {
+            kill(&mut child);
+        }
+        self.outcome(dir, ended)
+    }
+
+    /// What a process has left behind; how it ended, where that is nothing.
+    fn outcome(&self, dir: &Path, ended: Option<ExitStatus>) -> Result<Value, String> {
+        let outcome = fs::read_to_string(dir.join(trial::OUTCOME)).ok();
+        if let Some(outcome) = outcome.and_then(|text| serde_json::from_str::<Value>(&text).ok()) {
+            return match outcome["broken"].as_str() {
+                Some(how) => Err(how.to_owned()),
+                None => Ok(outcome),
+            };
+        }
+        let said = fs::read_to_string(dir.join("stderr")).unwrap_or_default();
+        let said: Vec<&str> = said.lines().rev().filter(|line| !line.is_empty()).collect();
+        let said: Vec<&str> = said.into_iter().take(3).rev().collect();
+        let how = match ended {
+            None => format!("it did not end within {} s", self.flags.time_limit),
+            Some(status) => match status.signal() {
+                Some(signal) => format!("the process was ended by signal {signal}"),
+                None => format!("the process ended by itself, with {status}"),
+            },
+        };
+        Err(if said.is_empty() {
+            how
+        } else {
+            format!("{how}\n{}", said.join("\n"))
+        })
+    }
+
+    fn describe(&self) -> Result<Engine, Failed> {
+        let failed = |how: String| {
+            let message = format!("backend '{}': {how}", self.flags.plugin);
+            Failed::new(exit::CONFIG, message.replace('\n', "; "))
+        };
+        let dir = self.place(trial::DESCRIBE).map_err(failed)?;
+        let said = self.try_it(trial::DESCRIBE, &dir, 0).map_err(failed)?;
+        if let Some(refused) = said["refused"].as_str() {
+            return Err(failed(refused.to_owned()).with_hint(said["hint"].as_str()));
+        }
+        let text = |name: &str| said[name].as_str().unwrap_or_default().to_owned();
+        Ok(Engine {
+            name: text("name"),
+            version: text("version"),
+            caps: Caps::from_bits(said["caps"].as_u64().unwrap_or_default()),
+        })
+    }
+
+    fn clause(&self, name: &str) -> Outcome {
+        let tried = self.place(name).and_then(|dir| {
+            let tried = self.try_it(name, &dir, 0);
+            // Each may leave much behind.
+            let _ = fs::remove_dir_all(dir);
+            tried
+        });
+        tried
+            .and_then(accepted)
+            .map_or_else(Outcome::Broken, |_| Outcome::Kept)
+    }
+
+    /// Kills a process that writes, and looks at what it has left, again and again.
+    fn crash(&self, rounds: u32, is_durable: bool) -> Outcome {
+        let seed = crash::seed();
+        let mut random = history::Random::new(seed);
+        let rounds = self.place("crash").and_then(|dir| {
+            let engine = dir.join(trial::ENGINE);
+            fs::create_dir(&engine).map_err(|error| error.to_string())?;
+            let mut at = 0;
+            for round in 1..=rounds {
+                at = self
+                    .crash_once(&dir, if is_durable { at } else { 0 }, &mut random)
+                    .map_err(|how| format!("kill {round} of {rounds}: {how}"))?;
+            }
+            Ok(())
+        });
+        rounds.map_or_else(Outcome::Broken, |()| Outcome::Kept)
+    }
+
+    fn crash_once(&self, dir: &Path, at: u64, random: &mut history::Random) -> Result<u64, String> {
+        let promises = dir.join(trial::PROMISES);
+        let _ = fs::remove_file(&promises);
+        let mut child = self.spawn(trial::CRASH_WRITE, dir, 0)?;
+        let promised = || fs::metadata(&promises).is_ok_and(|meta| meta.len() > 0);
+        let ended = wait(&mut child, self.limit(), promised)?;
+        let has_promised = promised();
+        if ended.is_none() && has_promised {
+            std::thread::sleep(crash::delay(random));
+        }
+        kill(&mut child);
+        if ended.is_some() || !has_promised {
+            let how = self.outcome(dir, ended).err();
+            return Err(how.unwrap_or_else(|| "nothing was ever synced".to_owned()));
+        }
+        // A line that has no end was never a promise.
+        let told = fs::read_to_string(&promises).map_err(|error| error.to_string())?;
+        let last = told.rsplit('\n').nth(1).and_then(|line| line.parse().ok());
+        let promised = at.max(last.unwrap_or(0));
+        let found = accepted(self.try_it(trial::CRASH_VERIFY, dir, promised)?)?;
+        Ok(found["index"].as_u64().unwrap_or_default())
+    }
+}
+
+/// An outcome, unless it is that the library could not be loaded.
+fn accepted(outcome: Value) -> Result<Value, String> {
+    match outcome["refused"].as_str() {
+        Some(refused) => Err(refused.to_owned()),
+        None => Ok(outcome),
+    }
+}
+
+/// Waits until the process has ended, `is_enough` says so, or the time is over.
+fn wait(
+    child: &mut Child,
+    limit: Duration,
+    is_enough: impl Fn() -> bool,
+) -> Result<Option<ExitStatus>, String> {
+    let start = Instant::now();
+    loop {
+        let ended = child.try_wait().map_err(|error| error.to_string())?;
+        if ended.is_some() || is_enough() || start.elapsed() > limit {
+            return Ok(ended);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn kill(child: &mut Child) {
+    // It may have ended by itself.
+    let _ = child.kill();
+    let _ = child.wait();
+}
