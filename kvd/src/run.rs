@@ -106,6 +106,9 @@ async fn serve(
             static SAID: AtomicBool = AtomicBool::new(false);
             // One failure makes others; the first one is the reason.
             if !SAID.swap(true, Ordering::SeqCst) {
+                // Nobody else gets a word in between this line and the end: it would be about what
+                // follows from the failure, and look like another.
+                let _last_word = std::io::stderr().lock();
                 tracing::error!(%reason, "kvd cannot go on; a restart finds what reached the disk");
                 std::process::exit(code);
             }
