@@ -103,6 +103,8 @@ impl<'a> Elf<'a> {
         let symbols = sections
             .iter()
             .find(|section| section.kind == DYNAMIC_SYMBOLS)?;
+        // A length that is not true could be counted to for years.
+        self.bytes(symbols.offset, symbols.bytes)?;
         let names = sections.get(usize::try_from(symbols.link).ok()?)?.offset;
         (0..symbols.bytes / 24).find_map(|index| {
             let at = symbols.offset.checked_add(index * 24)?;
@@ -151,5 +153,26 @@ impl<'a> Elf<'a> {
             rustc: text(std::mem::offset_of!(manifest::Manifest, rustc)),
             target: text(std::mem::offset_of!(manifest::Manifest, target)),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A damaged length must not make the reader count to it.
+    #[test]
+    fn a_table_of_symbols_beyond_the_file_is_no_table() {
+        let mut file = vec![0; 0x80];
+        file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        // One section, behind the file's header: symbols of a length that no file has.
+        file[0x28] = 0x40;
+        file[0x3a] = 0x40;
+        file[0x3c] = 1;
+        file[0x44] = DYNAMIC_SYMBOLS as u8;
+        file[0x60..0x68].fill(0xff);
+        let sections = Elf(&file).sections().unwrap();
+        assert_eq!((sections.len(), sections[0].bytes), (1, u64::MAX));
+        assert_eq!(Elf(&file).symbol(&sections, b"any"), None);
     }
 }
