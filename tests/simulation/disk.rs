@@ -140,12 +140,9 @@ impl Journal for SimJournal {
     }
 
     fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        let kept = self
-            .now
-            .state()
-            .committed
-            .filter(|_| planted(Plant::EagerPurge));
-        self.write(Record::Purge(kept.max(Some(upto)).unwrap_or(upto)));
+        let committed = self.now.state().committed;
+        let eager = committed.filter(|_| planted(Plant::EagerPurge));
+        self.write(Record::Purge(eager.map_or(upto, |eager| eager.max(upto))));
         self.now.purge(upto)
     }
 

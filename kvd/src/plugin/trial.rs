@@ -53,9 +53,8 @@ fn try_it(flags: &PluginTrialFlags) -> Value {
         });
     }
     let candidate = Candidate::loaded(&plugin);
-    let pair = |(name, value): &'_ (String, String)| (name.clone(), value.clone());
-    let owned: Vec<(String, String)> = flags.backend_opt.iter().map(pair).collect();
-    let options: Vec<(&str, &str)> = owned
+    let options: Vec<(&str, &str)> = flags
+        .backend_opt
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_str()))
         .collect();
