@@ -1,5 +1,9 @@
 //! kvd: a distributed key-value server that speaks the Redis protocol, replicated by Raft.
 
+// First: its macro is known to what follows.
+#[macro_use]
+pub mod failpoints;
+
 pub mod clock;
 pub mod command;
 pub mod config;

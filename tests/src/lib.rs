@@ -36,7 +36,14 @@ pub fn built() -> &'static Path {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
             .current_dir(repository())
-            .args(["build", "--locked", "-p", "kvd"])
+            .args([
+                "build",
+                "--locked",
+                "-p",
+                "kvd",
+                "--features",
+                "kvd/failpoints",
+            ])
             .args(["-p", "kvd-redb", "-p", "kvd-sled", "-p", "kvd-memory"])
             .status()
             .expect("cargo runs");

@@ -16,6 +16,7 @@ mod crash;
 mod disk;
 mod engine_power;
 mod failover;
+mod failpoints;
 mod fuzz;
 mod identity;
 mod io_errors;

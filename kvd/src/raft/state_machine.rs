@@ -438,6 +438,7 @@ fn apply(
     shared: &Shared,
     observer: &dyn Observer,
 ) -> Result<(), Stop> {
+    crash_point!("apply_before");
     let outcomes = executor.apply(batch.iter().map(|(entry, _)| entry))?;
     for ((entry, _), outcome) in batch.iter().zip(&outcomes) {
         for ((origin, sequence), replies) in outcome.origins.iter().zip(&outcome.applied.groups) {
@@ -453,11 +454,13 @@ fn apply(
         None,
         executor.due_left(),
     );
+    crash_point!("apply_visible");
     for ((_, responder), outcome) in batch.into_iter().zip(outcomes) {
         if let Some(responder) = responder {
             responder.send(outcome.applied);
         }
     }
+    crash_point!("apply_after");
     Ok(())
 }
 

@@ -69,7 +69,10 @@ impl Store {
     /// The engine's own failure; nothing more may be written after one.
     pub fn write(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
         let _alone = self.gate.as_deref().map(Gate::alone);
-        self.engine.write(batch, mark)
+        crash_point!("engine_write_before");
+        let written = self.engine.write(batch, mark);
+        crash_point!("engine_write_after");
+        written
     }
 
     /// Makes all earlier writes durable; see [`Engine::sync`]. For the single writer only.
@@ -78,7 +81,10 @@ impl Store {
     ///
     /// The engine's own failure; never called again after one.
     pub fn sync(&self) -> Result<Mark> {
-        self.engine.sync()
+        crash_point!("engine_sync_before");
+        let durable = self.engine.sync();
+        crash_point!("engine_sync_after");
+        durable
     }
 
     /// Replaces the whole contents; see [`Engine::replace`]. For the single writer only.

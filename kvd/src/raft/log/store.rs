@@ -73,7 +73,10 @@ impl Waiter {
             .copied()
             .map_err(|reason| io::Error::other(reason.clone()));
         match self {
-            Waiter::Append(flushed) => flushed.io_completed(result),
+            Waiter::Append(flushed) => {
+                crash_point!("log_append_after");
+                flushed.io_completed(result);
+            }
             // Who waited may have gone.
             Waiter::Done(done) => drop(done.send(result)),
             Waiter::Nobody => {}
@@ -545,7 +548,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let vote = *vote;
-        self.change(|journal| journal.save_vote(vote)).await
+        crash_point!("log_vote_before");
+        self.change(|journal| journal.save_vote(vote)).await?;
+        crash_point!("log_vote_after");
+        Ok(())
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
@@ -590,6 +596,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .fetch_add(bodies.len() as u64, Ordering::Relaxed);
         let bytes: usize = bodies.iter().map(|(_, body)| body.0.len()).sum();
         metrics.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        crash_point!("log_append_before");
         self.inner.submit(Waiter::Append(callback), |journal| {
             for (id, body) in bodies {
                 let state = journal.state();
@@ -604,6 +611,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 }
                 journal.append(id, body)?;
             }
+            crash_point!("log_append_begun");
             Ok(())
         })
     }
