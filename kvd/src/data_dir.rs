@@ -485,13 +485,18 @@ fn new_identity(birth: &Birth, random: &Random) -> Identity {
     }
 }
 
+/// What a crash may leave beside a file that was being replaced.
+pub fn unfinished(path: &Path) -> PathBuf {
+    path.with_extension("tmp")
+}
+
 /// Replaces a file so that a crash leaves the old contents or the new ones.
 ///
 /// # Errors
 ///
 /// Writing, syncing or renaming failed.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("tmp");
+    let temporary = unfinished(path);
     let mut file = OpenOptions::new()
         .create(true)
         .write(true)

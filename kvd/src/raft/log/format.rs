@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::data_dir::replace_file;
+use crate::data_dir::{replace_file, unfinished};
 use crate::raft::types::NodeId;
 
 const MAGIC: &str = "kvd-raft-log";
@@ -87,8 +87,11 @@ pub(super) fn check(dir: &Path, identity: Identity) -> Result<(), OpenError> {
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if std::fs::read_dir(dir).map_err(io_error)?.next().is_some() {
-                return Err(foreign("it has files but no FORMAT".to_owned()));
+            for file in std::fs::read_dir(dir).map_err(io_error)? {
+                // An earlier start may have been cut off while it wrote the file.
+                if file.map_err(io_error)?.path() != unfinished(&path) {
+                    return Err(foreign("it has files but no FORMAT".to_owned()));
+                }
             }
             let mut text = serde_json::to_vec_pretty(&wanted).expect("plain data serialises");
             text.push(b'\n');
@@ -118,4 +121,34 @@ pub(super) fn check(dir: &Path, identity: Identity) -> Result<(), OpenError> {
         return differs("node", &found.node, &wanted.node);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDENTITY: Identity = Identity {
+        cluster: 1,
+        group: 0,
+        node: 2,
+    };
+
+    #[test]
+    fn a_start_that_was_cut_off_while_it_wrote_the_file_is_no_obstacle() {
+        let temp = tempfile::tempdir().unwrap();
+        let half = temp.path().join("FORMAT.tmp");
+        std::fs::write(&half, b"{").unwrap();
+        check(temp.path(), IDENTITY).unwrap();
+        check(temp.path(), IDENTITY).unwrap();
+        assert!(!half.exists());
+    }
+
+    #[test]
+    fn files_of_unknown_origin_are_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::write(temp.path().join("FORMAT.tmp"), b"{").unwrap();
+        std::fs::create_dir(temp.path().join("chunks")).unwrap();
+        let error = check(temp.path(), IDENTITY).unwrap_err().to_string();
+        assert!(error.ends_with("it has files but no FORMAT"), "{error}");
+    }
 }
