@@ -19,6 +19,7 @@ mod failover;
 mod fuzz;
 mod identity;
 mod io_errors;
+mod leave;
 mod licences;
 mod limits;
 mod offline;
