@@ -57,6 +57,10 @@ pub struct Identity {
     pub incarnations: Incarnations,
     /// How far it has come.
     pub stage: Stage,
+    /// It has been a member of its cluster, as far as it has carried out the log: where it is none
+    /// any more it was taken out, and is not merely still to be taken in.
+    #[serde(default)]
+    pub member: bool,
     /// The engine that wrote the directory.
     pub backend: String,
     /// The latest start that was seen of each other node of the cluster, by its identity in hex
@@ -354,6 +358,7 @@ impl DataDir {
             identity.stage = Stage::Joining;
             identity.cluster = cluster;
             identity.name = name.to_owned();
+            identity.member = false;
             identity.peers.clear();
             identity.wiping = true;
         })?;
@@ -472,6 +477,7 @@ fn new_identity(birth: &Birth, random: &Random) -> Identity {
         cluster: if birth.found { cluster } else { 0 },
         name: birth.name.clone(),
         incarnations: Incarnations::default(),
+        member: false,
         stage: if birth.found {
             Stage::Founding
         } else {

@@ -14,7 +14,7 @@ use kvd::node::{ConfigLimits, Node, Parts, ReadLevel, Role, Settings};
 use kvd::raft::log::LogStore;
 use kvd::raft::transport::NoAuth;
 use kvd::server::{self, Server, ServerSettings};
-use kvd::storage::MemoryEngine;
+use kvd::storage::{Caps, Engine as _, MemoryEngine};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -263,8 +263,11 @@ impl World {
             running.scope.crash().await;
             running.node.abandon();
             drop(running);
-            if stopped.is_err() {
+            // A process that ends takes along what it kept in memory only.
+            if stopped.is_err() || !member.engine.caps().contains(Caps::DURABLE) {
                 engine::crash(&member.engine);
+            }
+            if stopped.is_err() {
                 member.log.lock().unwrap().crash(&self.random);
             }
         }

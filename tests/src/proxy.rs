@@ -1,13 +1,15 @@
-//! Wires between the Raft ports of real nodes that can be cut, from each node to each other.
+//! Wires between the Raft ports of real nodes that can be cut, slowed and made to break, from each
+//! node to each other.
 //!
 //! A node is reached through its proxy, which it announces as its own address. Who dials is read
 //! from the first frame of a connection (see docs/peer-protocol.md), so what is held can be told
 //! by both ends.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 /// A node's identity, as INFO shows it.
 pub type Id = u64;
@@ -19,29 +21,53 @@ const HEAD_BYTES: usize = 20;
 /// target and cluster.
 const ID_AT: usize = 8 + 2 + 1 + 4 + 8 + 16;
 
+/// What is wrong with the wire from one node to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// Nothing gets through; what is sent is held.
+    Cut,
+    /// What is sent takes so long, and up to [`CHUNK_BYTES`] go at a time.
+    Slow(Duration),
+    /// One of so many chunks is lost, and the connection breaks with it.
+    Lossy(u32),
+}
+
+/// What is passed on at a time.
+pub const CHUNK_BYTES: usize = 64 << 10;
+
 /// All wires of a cluster.
 #[derive(Default)]
 pub struct Wires {
-    cut: Mutex<BTreeSet<(Id, Id)>>,
+    troubles: Mutex<BTreeMap<(Id, Id), Trouble>>,
     changed: Condvar,
 }
 
 impl Wires {
-    /// Nothing gets from one node to another until it is healed; what is sent is held.
+    /// Something is wrong with the wire from one node to another until it is healed.
+    pub fn trouble(&self, from: Id, to: Id, trouble: Trouble) {
+        self.troubles.lock().unwrap().insert((from, to), trouble);
+        self.changed.notify_all();
+    }
+
+    /// Nothing gets from one node to another.
     pub fn cut(&self, from: Id, to: Id) {
-        self.cut.lock().unwrap().insert((from, to));
+        self.trouble(from, to, Trouble::Cut);
     }
 
     /// Everything gets through.
     pub fn heal(&self) {
-        self.cut.lock().unwrap().clear();
+        self.troubles.lock().unwrap().clear();
         self.changed.notify_all();
     }
 
-    fn wait(&self, from: Id, to: Id) {
-        let mut cut = self.cut.lock().unwrap();
-        while cut.contains(&(from, to)) {
-            cut = self.changed.wait(cut).unwrap();
+    /// Waits until something may get through; what is wrong with the wire then.
+    fn wait(&self, from: Id, to: Id) -> Option<Trouble> {
+        let mut troubles = self.troubles.lock().unwrap();
+        loop {
+            match troubles.get(&(from, to)) {
+                Some(Trouble::Cut) => troubles = self.changed.wait(troubles).unwrap(),
+                other => return other.copied(),
+            }
         }
     }
 
@@ -70,6 +96,7 @@ impl Wires {
         dialer.read_exact(&mut first)?;
         let id = first[HEAD_BYTES + ID_AT..].try_into().expect("eight bytes");
         let (from, to) = (Id::from_le_bytes(id), *node.lock().unwrap());
+        // A new connection has nothing yet that could be late or lost.
         self.wait(from, to);
         let mut acceptor = TcpStream::connect(("127.0.0.1", port))?;
         dialer.set_nodelay(true)?;
@@ -83,9 +110,15 @@ impl Wires {
     }
 
     fn carry(&self, mut source: TcpStream, mut sink: TcpStream, from: Id, to: Id) {
-        let mut buffer = vec![0; 64 << 10];
+        let mut buffer = vec![0; CHUNK_BYTES];
+        let mut chunks: u32 = 0;
         while let Ok(count @ 1..) = source.read(&mut buffer) {
-            self.wait(from, to);
+            chunks = chunks.wrapping_add(1);
+            match self.wait(from, to) {
+                Some(Trouble::Slow(delay)) => std::thread::sleep(delay),
+                Some(Trouble::Lossy(of)) if chunks.is_multiple_of(of) => break,
+                _ => {}
+            }
             if sink.write_all(&buffer[..count]).is_err() {
                 break;
             }

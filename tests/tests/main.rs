@@ -20,6 +20,7 @@ mod failpoints;
 mod fuzz;
 mod identity;
 mod io_errors;
+mod leave;
 mod licences;
 mod limits;
 mod offline;

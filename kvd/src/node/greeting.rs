@@ -1,26 +1,35 @@
 //! Members greet each other: each learns of the others' starts, and how far their clocks differ.
 //!
 //! A follower has no reason to talk to the other followers. But the more members have seen a start
-//! of a node, the fewer of them an old copy of its directory can deceive.
+//! of a node, the fewer of them an old copy of its directory can deceive. And one that was taken out
+//! while it was away learns it here: nobody else talks to it any more.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::core::Core;
 use super::peer::{Request, Response};
+use super::types::ReadLevel;
 use crate::raft::{Member, NodeId};
 
 /// A member that has not answered is greeted again after this time.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// One that has, after this.
-const GREET_AGAIN_AFTER: Duration = Duration::from_secs(30);
+const GREET_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// Clocks that differ by more are worth a line: expiries jump by so much when the leader changes.
 const CLOCKS_DIFFER_MS: u64 = 1000;
+
+/// What came of greeting a member.
+enum Answer {
+    /// By how many milliseconds its clock is ahead of this one's at least.
+    Offset(i64),
+    TakenOut,
+    Nothing,
+}
 
 /// What is known of a member from greeting it.
 struct Greeted {
@@ -29,8 +38,9 @@ struct Greeted {
 }
 
 impl Core {
-    /// Greets the other members for as long as this one runs.
-    pub(super) async fn run_greetings(self: Arc<Self>) {
+    /// Greets the other members until one answers that this node was taken out. `was_member` tells
+    /// whether it has been a member.
+    pub(super) async fn run_greetings(&self, was_member: impl Fn() -> bool) {
         let mut known: BTreeMap<NodeId, Greeted> = BTreeMap::new();
         loop {
             let members = self.members();
@@ -40,23 +50,26 @@ impl Core {
                 *id != self.id && greeted.is_none_or(|greeted| greeted.next <= Instant::now())
             });
             let answers = due.map(|(id, member)| {
-                let core = &self;
+                let was_member = was_member();
                 async move {
-                    let offset = core.greet(id, &member).await;
-                    (id, member, offset)
+                    let answer = self.greet(id, &member, was_member).await;
+                    (id, member, answer)
                 }
             });
-            for (id, member, offset) in futures_util::future::join_all(answers).await {
+            for (id, member, answer) in futures_util::future::join_all(answers).await {
                 let greeted = known.entry(id).or_insert(Greeted {
                     next: Instant::now(),
                     clocks_differ: false,
                 });
-                greeted.next = Instant::now()
-                    + match offset {
-                        Some(_) => GREET_AGAIN_AFTER,
-                        None => RETRY_AFTER,
-                    };
-                let Some(offset) = offset else { continue };
+                let offset = match answer {
+                    Answer::Offset(offset) => offset,
+                    Answer::TakenOut => return,
+                    Answer::Nothing => {
+                        greeted.next = Instant::now() + RETRY_AFTER;
+                        continue;
+                    }
+                };
+                greeted.next = Instant::now() + GREET_AGAIN_AFTER;
                 let differ = offset.unsigned_abs() > CLOCKS_DIFFER_MS;
                 if differ && !greeted.clocks_differ {
                     tracing::warn!(
@@ -71,18 +84,40 @@ impl Core {
         }
     }
 
-    /// By how many milliseconds a member's clock is ahead of this one's at least; none when it
-    /// does not answer.
-    async fn greet(&self, id: NodeId, member: &Member) -> Option<i64> {
+    async fn greet(&self, id: NodeId, member: &Member, was_member: bool) -> Answer {
         let deadline = Instant::now() + RETRY_AFTER;
         let before = self.doors.clock.wall_ms();
-        let answer = self.ask(id, member, &Request::Greet, deadline).await;
+        let request = Request::Greet { member: was_member };
+        let answer = self.ask(id, member, &request, deadline).await;
         let after = self.doors.clock.wall_ms();
         match answer {
             // It looked at its clock somewhere between the two.
-            Ok(Response::Greeting { wall_ms }) => Some(outside(wall_ms, before, after)),
-            _ => None,
+            Ok(Response::Greeting { wall_ms }) => Answer::Offset(outside(wall_ms, before, after)),
+            Ok(Response::TakenOut) => Answer::TakenOut,
+            _ => Answer::Nothing,
         }
+    }
+
+    /// Answers a node's greeting.
+    pub(super) async fn greeted(&self, from: NodeId, was_member: bool) -> Response {
+        let wall_ms = self.doors.clock.wall_ms();
+        let unknown = self.members().iter().all(|(id, _)| *id != from);
+        // It may have come in under a leader that this node has not heard of; what is applied after
+        // a read's barrier holds every change that was answered by now.
+        if unknown
+            && was_member
+            && self.read(ReadLevel::Linearizable, 0).await.is_ok()
+            && self
+                .machine
+                .position()
+                .membership
+                .membership()
+                .get_node(&from)
+                .is_none()
+        {
+            return Response::TakenOut;
+        }
+        Response::Greeting { wall_ms }
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::core::{AskError, Core, Leadership};
 use super::peer::{Request, Response};
-use super::types::JoinRequest;
+use super::types::{JoinRequest, ReadLevel};
 use crate::keyspace::View;
 use crate::outcome;
 use crate::raft::entry::GroupBuilder;
@@ -47,6 +47,13 @@ fn intended(raft_addr: &str, voter: bool) -> String {
 
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
+/// Why a node is not taken in with what it holds.
+pub(super) fn taken_out(name: &str) -> Reply {
+    Reply::error(format!(
+        "ERR '{name}' was removed from its cluster; start it on an empty data directory"
+    ))
+}
+
 /// Why a membership change did not come to its end here.
 pub(super) enum Undone {
     /// This node does not lead, or does not any more: whoever does goes on with it. Changes name
@@ -71,14 +78,15 @@ impl From<RaftError<TypeConfig, ClientWriteError<TypeConfig>>> for Undone {
     }
 }
 
-fn no_such_member(name: &str) -> Reply {
-    Reply::error(format!("ERR no member is called '{name}'"))
-}
-
 /// A change of the membership that was asked for.
 enum Change {
     Join(JoinRequest),
-    Leave(String),
+    /// Bound to the member that had the name when this began: another one that comes in under the
+    /// name while the outcome is open stays.
+    Leave {
+        id: NodeId,
+        name: String,
+    },
 }
 
 impl Change {
@@ -86,14 +94,17 @@ impl Change {
     fn request(&self) -> Request {
         match self {
             Change::Join(request) => Request::Join(request.clone()),
-            Change::Leave(name) => Request::Leave { name: name.clone() },
+            Change::Leave { id, name } => Request::Leave {
+                id: *id,
+                name: name.clone(),
+            },
         }
     }
 
     fn late(&self) -> Reply {
         match self {
             Change::Join(_) => outcome::join_goes_on(),
-            Change::Leave(_) => outcome::leave_goes_on(),
+            Change::Leave { .. } => outcome::leave_goes_on(),
         }
     }
 }
@@ -101,43 +112,52 @@ impl Change {
 impl Core {
     /// JOIN, on any node.
     pub(super) async fn join(self: &Arc<Self>, request: JoinRequest) -> Reply {
-        self.carry_out(Change::Join(request)).await.0
+        self.carry_out(Change::Join(request)).await
     }
 
     /// LEAVE, on any node.
     pub(super) async fn leave(self: &Arc<Self>, name: String) -> Reply {
-        let gone = no_such_member(&name);
-        match self.carry_out(Change::Leave(name)).await {
-            // It was a member when this began.
-            (reply, true) if reply == gone => Reply::Ok,
-            (reply, _) => reply,
+        let meant = self.find(&name);
+        // This node may not have heard of a change that was answered.
+        if let Err(down) = self.read(ReadLevel::Linearizable, 0).await {
+            return down;
+        }
+        match (meant, self.find(&name)) {
+            (Some((meant, _)), Some((now, _))) if meant != now => Reply::error(format!(
+                "ERR '{name}' is another member by now; nothing was done"
+            )),
+            (_, Some((id, _))) => self.leave_as(id, name).await,
+            (_, None) => Reply::error(format!("ERR no member is called '{name}'")),
         }
     }
 
-    /// Carries a change out on the leader, whoever that is and becomes in the meantime. Tells
-    /// besides the reply whether it was begun here and went on elsewhere.
-    async fn carry_out(self: &Arc<Self>, change: Change) -> (Reply, bool) {
+    /// Takes out the member `id`, on any node.
+    pub(super) async fn leave_as(self: &Arc<Self>, id: NodeId, name: String) -> Reply {
+        self.carry_out(Change::Leave { id, name }).await
+    }
+
+    /// Carries a change out on the leader, whoever that is and becomes in the meantime.
+    async fn carry_out(self: &Arc<Self>, change: Change) -> Reply {
         let deadline = Instant::now() + CHANGE_TIMEOUT;
-        let mut begun = false;
         loop {
             if let Some(reply) = self.at_leader(&change.request(), deadline).await {
-                return (reply, begun);
+                return reply;
             }
             let here = async {
                 match &change {
                     Change::Join(request) => self.join_here(request.clone()).await,
-                    Change::Leave(name) => self.leave_here(name).await,
+                    Change::Leave { id, name } => self.leave_here(*id, name).await,
                 }
             };
             match timeout_at(deadline, here).await {
-                Ok(Ok(())) => return (Reply::Ok, begun),
-                Ok(Err(Undone::Refused(reply))) => return (reply, begun),
-                Ok(Err(Undone::NotLeader)) => begun = true,
-                Err(_) => return (change.late(), begun),
+                Ok(Ok(())) => return Reply::Ok,
+                Ok(Err(Undone::Refused(reply))) => return reply,
+                Ok(Err(Undone::NotLeader)) => {}
+                Err(_) => return change.late(),
             }
             sleep(RETRY_AFTER).await;
             if Instant::now() >= deadline {
-                return (change.late(), begun);
+                return change.late();
             }
         }
     }
@@ -166,6 +186,24 @@ impl Core {
         }
     }
 
+    /// Makes sure that this node leads, and that the membership it knows is the cluster's: a leader
+    /// that was deposed may not have heard of a change, and one of its own may not be committed.
+    async fn settled(&self) -> Result<(), Undone> {
+        loop {
+            let point = self.confirm().await.ok_or(Undone::NotLeader)?;
+            let index = {
+                let metrics = self.raft.server_metrics();
+                let metrics = metrics.borrow_watched();
+                let id = metrics.membership_config.log_id();
+                id.as_ref().map_or(0, |id| id.index)
+            };
+            if index <= point.index {
+                return Ok(());
+            }
+            sleep(RETRY_AFTER).await;
+        }
+    }
+
     /// Takes a node in; on the leader.
     pub(super) async fn join_here(self: &Arc<Self>, request: JoinRequest) -> Result<(), Undone> {
         let _one = self.change.lock().await;
@@ -174,6 +212,7 @@ impl Core {
             raft_addr,
             voter,
         } = request;
+        self.settled().await?;
         let known = self.find(&name);
         if let Some((id, member)) = &known {
             if member.raft_addr != raft_addr {
@@ -196,6 +235,11 @@ impl Core {
                 return Ok(());
             }
             if self.is_voter(*id) == voter && self.is_itself(*id, &name, &raft_addr).await? {
+                // Nothing is changed, so nothing else tells whether it still holds by now.
+                self.settled().await?;
+                if self.find(&name).is_none_or(|(now, _)| now != *id) {
+                    return Err(Undone::NotLeader);
+                }
                 self.forget_intent(&name).await?;
                 return Ok(());
             }
@@ -255,8 +299,13 @@ impl Core {
         raft_addr: &str,
         voter: bool,
     ) -> Result<(), Undone> {
-        let (id, mut member, level) = match self.adopt(name, raft_addr).await {
-            Ok(Response::Adopted { id, member, level }) => (id, member, level),
+        let (id, mut member, level, was_member) = match self.adopt(name, raft_addr).await {
+            Ok(Response::Adopted {
+                id,
+                member,
+                level,
+                was_member,
+            }) => (id, member, level, was_member),
             Ok(Response::Reply(reply @ Reply::Error(_))) => return Err(Undone::Refused(reply)),
             Ok(_) | Err(_) => {
                 return Err(Undone::because(format_args!(
@@ -273,6 +322,14 @@ impl Core {
             return Err(Undone::because(format_args!(
                 "'{name}' runs an older version than the cluster has agreed on"
             )));
+        }
+        let is_member = || self.members().iter().any(|(known, _)| *known == id);
+        if was_member && !is_member() {
+            // It may have been taken in by a later leader.
+            self.settled().await?;
+            if !is_member() {
+                return Err(Undone::Refused(taken_out(name)));
+            }
         }
         // The old one goes first: two members of one name and address would be hard to tell apart.
         if let Some((old, _)) = self.find(name)
@@ -344,14 +401,13 @@ impl Core {
     }
 
     /// Takes a member out; on the leader.
-    pub(super) async fn leave_here(self: &Arc<Self>, name: &str) -> Result<(), Undone> {
+    pub(super) async fn leave_here(self: &Arc<Self>, id: NodeId, name: &str) -> Result<(), Undone> {
         let _one = self.change.lock().await;
-        let Some((id, member)) = self.find(name) else {
-            // A leader that has been deposed may not have heard of it.
-            return match self.confirm().await {
-                Some(_) => Err(Undone::Refused(no_such_member(name))),
-                None => Err(Undone::NotLeader),
-            };
+        self.settled().await?;
+        let mut members = self.members().into_iter();
+        let Some((_, member)) = members.find(|(known, _)| *known == id) else {
+            // It was a member when this began.
+            return Ok(());
         };
         let voters: BTreeSet<NodeId> = self
             .raft
@@ -372,8 +428,7 @@ impl Core {
         }
         self.take_out(id).await?;
         tracing::info!(member = %name, "member left");
-        // Raft does not tell a removed node; where it cannot be reached, its next contact is
-        // refused all the same.
+        // Raft does not tell a removed node; one that cannot be reached asks when it is back.
         let deadline = Instant::now() + self.settings.hold;
         if self
             .ask(id, &member, &Request::Removed, deadline)
@@ -517,7 +572,7 @@ impl Core {
     }
 
     async fn intents(&self) -> Vec<JoinRequest> {
-        let Ok(reading) = self.read(super::types::ReadLevel::Linearizable, 0).await else {
+        let Ok(reading) = self.read(ReadLevel::Linearizable, 0).await else {
             return Vec::new();
         };
         let found = View::new(&reading.view, reading.replicated_ms, reading.now_ms)

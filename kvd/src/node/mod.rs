@@ -43,7 +43,7 @@ pub use self::types::{
     ConfigLimits, JoinRequest, MemberStatus, ReadLevel, Reading, RedirectMode, Role, Status,
     Written,
 };
-use crate::data_dir::{Addresses, DataDir, DataDirError, Stage};
+use crate::data_dir::{Addresses, DataDir, DataDirError, Identity, Stage};
 use crate::doors::{Doors, NodeScope};
 use crate::raft::entry::Group;
 use crate::raft::executor::Executor;
@@ -837,13 +837,13 @@ impl Shared {
             self.spawn(core.clone().run_intents()),
             self.spawn(core.clone().run_ticks()),
             self.spawn(core.clone().run_upkeep()),
-            self.spawn(core.clone().run_greetings()),
+            self.spawn(self.clone().greet(core.clone())),
             self.spawn(core.clone().run_freshness()),
             self.spawn(core.clone().run_disk_guard()),
         ];
         tasks.push(self.spawn(self.clone().watch_raft(core.clone())));
         tasks.push(self.spawn(self.clone().announce(core.clone())));
-        if identity.stage == Stage::Joining {
+        if !identity.member {
             tasks.push(self.spawn(self.clone().become_member(core.clone())));
         }
         if identity.stage == Stage::Founding || core.status().members.len() == 1 {
@@ -885,22 +885,53 @@ impl Shared {
     }
 
     /// Remembers that the node has been taken in, as soon as it has applied something of its
-    /// cluster: long before it may vote. From then on it never starts with nothing again.
+    /// cluster: long before it may vote. From then on it never starts with nothing again. Then,
+    /// that it has been a member.
     async fn become_member(self: Arc<Self>, core: Arc<Core>) {
         let mut progress = core.machine.progress();
         if progress.wait_for(|now| now.index > 0).await.is_err() {
             return;
         }
-        let updated = {
-            let mut dir = self.dir.lock().expect("no panic while held");
-            match dir.identity().stage {
-                Stage::Joining => dir.update(|identity| identity.stage = Stage::Founded),
-                _ => Ok(()),
+        self.note(|identity| {
+            if identity.stage == Stage::Joining {
+                identity.stage = Stage::Founded;
             }
+        });
+        let is_member = |_: &state_machine::Progress| {
+            let position = core.machine.position();
+            position
+                .membership
+                .membership()
+                .get_node(&core.id)
+                .is_some()
         };
-        if let Err(error) = updated {
+        if progress.wait_for(is_member).await.is_ok() {
+            self.note(|identity| identity.member = true);
+        }
+    }
+
+    /// Changes what the `NODE` file says; a node that cannot does not go on.
+    fn note(&self, change: impl FnOnce(&mut Identity)) {
+        let noted = self.dir.lock().expect("no panic while held").update(change);
+        if let Err(error) = noted {
             (self.fatal)(crate::exit::IO, &error.to_string());
         }
+    }
+
+    /// Greets the other members, until one says that this node was taken out.
+    async fn greet(self: Arc<Self>, core: Arc<Core>) {
+        let was_member = || {
+            let dir = self.dir.lock().expect("no panic while held");
+            dir.identity().member
+        };
+        core.run_greetings(was_member).await;
+        let port = PeerPort {
+            node: Node {
+                shared: self.clone(),
+            },
+        };
+        // It ends this task too.
+        crate::doors::spawn(async move { port.removed().await });
     }
 
     /// Tells the cluster when this node was told to be elsewhere than before.
@@ -914,14 +945,7 @@ impl Shared {
             Some(before) if before != now => core.announce(&before).await,
             _ => return,
         }
-        let noted = self
-            .dir
-            .lock()
-            .expect("no panic while held")
-            .update(|identity| identity.addresses = Some(now));
-        if let Err(error) = noted {
-            (self.fatal)(crate::exit::IO, &error.to_string());
-        }
+        self.note(|identity| identity.addresses = Some(now));
     }
 
     fn context(&self, gate: Arc<PeerPort>) -> transport::Context {

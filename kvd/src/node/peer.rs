@@ -25,7 +25,7 @@ pub(super) enum Request {
     /// Take a node in.
     Join(JoinRequest),
     /// Take a member out.
-    Leave { name: String },
+    Leave { id: NodeId, name: String },
     /// Become a member of this cluster; to a node of another one.
     Adopt { cluster: u128, name: String },
     /// You were taken out.
@@ -36,8 +36,9 @@ pub(super) enum Request {
         wanted: u64,
         patience_ms: u64,
     },
-    /// Note this node's start, and tell your clock.
-    Greet,
+    /// Note this node's start, and tell your clock; or that it was taken out, if it says that it has
+    /// been a member.
+    Greet { member: bool },
     /// The asking member is at these addresses now.
     Announce {
         raft_addr: String,
@@ -67,9 +68,13 @@ pub(super) enum Response {
         id: NodeId,
         member: Member,
         level: u16,
+        /// It has been a member already.
+        was_member: bool,
     },
     /// The wall clock.
     Greeting { wall_ms: u64 },
+    /// The asking node was taken out.
+    TakenOut,
     /// The asked member does not lead; where it finds the members, by their identities.
     Whereabouts(Vec<(NodeId, String)>),
 }
@@ -94,6 +99,7 @@ const REPLY: u8 = 5;
 const ADOPTED: u8 = 6;
 const GREETING: u8 = 7;
 const WHEREABOUTS: u8 = 8;
+const TAKEN_OUT: u8 = 9;
 
 impl Request {
     pub(super) fn encode(&self) -> Bytes {
@@ -118,8 +124,9 @@ impl Request {
                 codec::put_text(&mut out, raft_addr);
                 out.push(u8::from(*voter));
             }
-            Request::Leave { name } => {
+            Request::Leave { id, name } => {
                 out.push(LEAVE);
+                out.extend_from_slice(&id.to_le_bytes());
                 codec::put_text(&mut out, name);
             }
             Request::Adopt { cluster, name } => {
@@ -128,7 +135,7 @@ impl Request {
                 codec::put_text(&mut out, name);
             }
             Request::Removed => out.push(REMOVED),
-            Request::Greet => out.push(GREET),
+            Request::Greet { member } => out.extend_from_slice(&[GREET, u8::from(*member)]),
             Request::Announce {
                 raft_addr,
                 client_addr,
@@ -177,6 +184,7 @@ impl Request {
                 voter: r.u8("request")? != 0,
             }),
             LEAVE => Request::Leave {
+                id: r.u64("request")?,
                 name: r.text("request")?,
             },
             ADOPT => {
@@ -188,7 +196,9 @@ impl Request {
                 }
             }
             REMOVED => Request::Removed,
-            GREET => Request::Greet,
+            GREET => Request::Greet {
+                member: r.u8("request")? != 0,
+            },
             ANNOUNCE => Request::Announce {
                 raft_addr: r.text("request")?,
                 client_addr: r.text("request")?,
@@ -237,12 +247,19 @@ impl Response {
                 out.push(REPLY);
                 put_reply(&mut out, reply);
             }
-            Response::Adopted { id, member, level } => {
+            Response::Adopted {
+                id,
+                member,
+                level,
+                was_member,
+            } => {
                 out.push(ADOPTED);
                 out.extend_from_slice(&id.to_le_bytes());
                 codec::put_member(&mut out, member);
                 out.extend_from_slice(&level.to_le_bytes());
+                out.push(u8::from(*was_member));
             }
+            Response::TakenOut => out.push(TAKEN_OUT),
             Response::Greeting { wall_ms } => {
                 out.push(GREETING);
                 out.extend_from_slice(&wall_ms.to_le_bytes());
@@ -290,9 +307,15 @@ impl Response {
                 let id = r.u64("response")?;
                 let member = codec::read_member(&mut r)?;
                 let level = r.u16("response")?;
-                r.finish("response")
-                    .map(|()| Response::Adopted { id, member, level })
+                let was_member = r.u8("response")? != 0;
+                r.finish("response").map(|()| Response::Adopted {
+                    id,
+                    member,
+                    level,
+                    was_member,
+                })
             }
+            TAKEN_OUT => r.finish("response").map(|()| Response::TakenOut),
             GREETING => {
                 let wall_ms = r.u64("response")?;
                 r.finish("response")
@@ -350,6 +373,7 @@ mod tests {
                 voter: false,
             }),
             Request::Leave {
+                id: 7,
                 name: "node1".to_owned(),
             },
             Request::Adopt {
@@ -357,7 +381,7 @@ mod tests {
                 name: "node1".to_owned(),
             },
             Request::Removed,
-            Request::Greet,
+            Request::Greet { member: true },
             Request::Transfer { to: 7 },
             Request::Digest { index: 12 },
             Request::Announce {
@@ -399,7 +423,9 @@ mod tests {
                 id: 3,
                 member: Member::default(),
                 level: 1,
+                was_member: true,
             },
+            Response::TakenOut,
             Response::Greeting { wall_ms: 7 },
             Response::Whereabouts(vec![(7, "h:1".to_owned()), (8, "h:2".to_owned())]),
         ] {

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Node;
 use super::core::{Core, Leadership};
+use super::membership::taken_out;
 use super::peer::{Request, Response};
 use crate::data_dir::Stage;
 use crate::doors::BoxFuture;
@@ -193,9 +194,12 @@ impl transport::RequestHandler for PeerPort {
                     Some(core) => core.told(from.node, &raft_addr, &client_addr).await,
                     None => Response::Refused,
                 },
-                Ok(Request::Greet) if !stranger => {
+                Ok(Request::Greet { member }) if !stranger => {
                     port.node.shared.moved.forget(from.node);
-                    port.answer(Request::Greet, stranger).await
+                    match port.node.shared.core() {
+                        Some(core) => core.greeted(from.node, member).await,
+                        None => Response::Refused,
+                    }
                 }
                 // A change of life goes on when the peer that asked for it is gone.
                 Ok(request @ (Request::Adopt { .. } | Request::Removed)) => {
@@ -246,15 +250,12 @@ impl PeerPort {
         let shared = &self.node.shared;
         let _one = shared.life.lock().await;
         let identity = self.node.identity();
-        let refuse = |reason: String| Response::Reply(Reply::error(reason));
         if identity.stage == Stage::Removed {
-            return refuse(format!(
-                "'{name}' was removed from its cluster; start it on an empty data directory"
-            ));
+            return Response::Reply(taken_out(&name));
         }
         if identity.cluster != cluster {
             if let Err(reason) = self.give_up_own_cluster(&name).await {
-                return refuse(reason);
+                return Response::Reply(Reply::error(reason));
             }
             let adopted = shared
                 .dir
@@ -279,6 +280,7 @@ impl PeerPort {
             id: identity.node,
             member,
             level: FEATURE_LEVEL,
+            was_member: identity.cluster == cluster && identity.member,
         }
     }
 
@@ -298,12 +300,12 @@ impl PeerPort {
         shared.slot.set(Some(Arc::new(running.core.raft.clone())));
         *shared.running.write().expect("no panic while held") = Some(running);
         Err(format!(
-            "'{name}' holds data of its own or belongs to another cluster; start it on an empty \
+            "ERR '{name}' holds data of its own or belongs to another cluster; start it on an empty \
              data directory"
         ))
     }
 
-    async fn removed(&self) -> Response {
+    pub(super) async fn removed(&self) -> Response {
         let shared = &self.node.shared;
         let _one = shared.life.lock().await;
         let update = shared
@@ -381,13 +383,10 @@ async fn answer(core: &Arc<Core>, request: Request) -> Response {
             }
         }
         Request::Digest { index } => core.digest_here(index).await,
-        Request::Greet => Response::Greeting {
-            wall_ms: core.doors.clock.wall_ms(),
-        },
         Request::Transfer { to } if leads => {
             Response::Reply(core.transfer_here((to != 0).then_some(to)).await)
         }
-        Request::Leave { name } if leads => Response::Reply(core.leave(name).await),
+        Request::Leave { id, name } if leads => Response::Reply(core.leave_as(id, name).await),
         _ => Response::Refused,
     }
 }
