@@ -157,7 +157,9 @@ impl DataDir {
     /// See [`DataDirError`].
     pub fn open(path: &Path, birth: &Birth, random: &Random) -> Result<Self, DataDirError> {
         make(path)?;
+        crash_point!("dir_made");
         let lock = lock(path)?;
+        crash_point!("dir_locked");
         let file = path.join("NODE");
         let mut identity = match fs::read(&file) {
             Ok(bytes) => read_identity(&file, &bytes)?,
@@ -362,8 +364,10 @@ impl DataDir {
             identity.peers.clear();
             identity.wiping = true;
         })?;
+        crash_point!("wipe_noted");
         self.finish_wipe()?;
         self.save()?;
+        crash_point!("wipe_forgotten");
         self.create_folders()
     }
 
@@ -372,10 +376,12 @@ impl DataDir {
     fn create_folders(&self) -> Result<(), DataDirError> {
         for sub in [self.log(), self.engine(), self.snapshots()] {
             make(&sub)?;
+            crash_point!("dir_folder_made");
         }
         for holder in ["groups/0", "groups", ""] {
             let holder = self.path.join(holder);
             sync_dir(&holder).map_err(at(&holder))?;
+            crash_point!("dir_folder_synced");
         }
         Ok(())
     }
@@ -392,10 +398,12 @@ impl DataDir {
                 });
             }
         }
+        crash_point!("wipe_removed");
         sync_dir(&self.path).map_err(|source| DataDirError::Io {
             path: self.path.clone(),
             source,
         })?;
+        crash_point!("wipe_synced");
         self.identity.wiping = false;
         Ok(())
     }
@@ -509,10 +517,16 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .truncate(true)
         .mode(0o600)
         .open(&temporary)?;
+    crash_point!("file_created");
     file.write_all(bytes)?;
+    crash_point!("file_written");
     file.sync_all()?;
+    crash_point!("file_synced");
     fs::rename(&temporary, path)?;
-    sync_dir(path.parent().unwrap_or(Path::new(".")))
+    crash_point!("file_renamed");
+    let synced = sync_dir(path.parent().unwrap_or(Path::new(".")));
+    crash_point!("file_replaced");
+    synced
 }
 
 /// Makes created, renamed and removed names of a directory durable.

@@ -26,25 +26,121 @@ pub use points::*;
 
 #[cfg(feature = "failpoints")]
 mod points {
+    use std::io::Write as _;
     use std::sync::Once;
 
     /// Every point, in the order of a node's life: a test that crashes at all of them knows by this
     /// list that it does.
     pub const POINTS: &[&str] = &[
+        // A data directory, and the files in it that are replaced as a whole.
+        "dir_made",
+        "dir_locked",
+        "dir_folder_made",
+        "dir_folder_synced",
+        "file_created",
+        "file_written",
+        "file_synced",
+        "file_renamed",
+        "file_replaced",
+        "addresses_noted",
+        // A start.
+        "open_engine_after",
+        "open_recovered",
+        "open_log_after",
+        "open_raft_after",
+        "found_initialized",
+        "found_leads",
+        "found_noted",
+        "recover_install_before",
+        "recover_install_after",
         // The log.
         "log_append_before",
         "log_append_begun",
         "log_append_after",
+        "log_chunk_closed",
         "log_vote_before",
         "log_vote_after",
+        "log_truncate_before",
+        "log_truncate_begun",
+        "log_truncate_after",
+        "log_purge_before",
+        "log_purge_begun",
+        "log_purge_after",
         // The state.
         "apply_before",
+        "apply_membership",
         "apply_visible",
         "apply_after",
         "engine_write_before",
         "engine_write_after",
         "engine_sync_before",
         "engine_sync_after",
+        "sweep_before",
+        "sweep_after",
+        // Snapshots: made, sent, received, installed, and dropped again.
+        "snapshot_build_before",
+        "snapshot_build_after",
+        "spool_created",
+        "spool_written",
+        "spool_sync_before",
+        "spool_sync_after",
+        "spool_renamed",
+        "spool_finished",
+        "keep_before_pruning",
+        "keep_pruned",
+        "send_before",
+        "send_chunk",
+        "send_after",
+        "receive_begun",
+        "receive_chunk",
+        "install_before",
+        "engine_replace_before",
+        "engine_replace_after",
+        "install_after",
+        "retire_before",
+        "retire_after",
+        // JOIN on the leader, and on the node that is taken in.
+        "join_before",
+        "join_intended",
+        "join_adopted",
+        "join_replaced",
+        "join_learner",
+        "join_level",
+        "join_voter",
+        "join_forgotten",
+        "adopt_before",
+        "adopt_given_up",
+        "wipe_noted",
+        "wipe_removed",
+        "wipe_synced",
+        "wipe_forgotten",
+        "adopt_wiped",
+        "adopt_after",
+        "member_before",
+        "member_after",
+        "member_noted",
+        // LEAVE on the leader, and on the node that is taken out.
+        "leave_before",
+        "leave_no_voter",
+        "leave_taken_out",
+        "leave_told",
+        "removed_before",
+        "removed_noted",
+        "removed_after",
+        // A member at another address; a handover.
+        "move_before",
+        "move_after",
+        "transfer_before",
+        "transfer_after",
+        // An orderly stop.
+        "stop_begun",
+        "stop_stepped_down",
+        "stop_drained",
+        "end_raft_after",
+        "end_log_after",
+        "engine_close_before",
+        "engine_close_after",
+        "stop_after",
     ];
 
     /// Whether a point has this name.
@@ -89,7 +185,10 @@ mod points {
 
     /// Ends the process as `kill -9` does: nothing is flushed, and nobody is told.
     fn end(name: &str) {
-        eprintln!("kvd: ends at the failpoint {name}");
+        // Kept: nobody else gets a word in behind this one.
+        let mut last_word = std::io::stderr().lock();
+        // Where it is closed, nobody listens.
+        let _ = writeln!(last_word, "kvd: ends at the failpoint {name}");
         let killed =
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         unreachable!("a process can kill itself: {killed:?}");

@@ -136,7 +136,9 @@ async fn serve(
     until_told(&node).await?;
     // Leadership goes first, while peers are still heard, so that what is in flight and what comes
     // in the meantime finds its new leader.
+    kvd::crash_point!("stop_begun");
     node.step_down().await;
+    kvd::crash_point!("stop_stepped_down");
     server.stop();
     let drained = tokio::time::timeout(DRAIN_TIME, async {
         while server.connected() > 0 {
@@ -146,7 +148,9 @@ async fn serve(
     if drained.await.is_err() {
         tracing::warn!(connections = server.connected(), "connections were cut off");
     }
+    kvd::crash_point!("stop_drained");
     node.stop().await;
+    kvd::crash_point!("stop_after");
     tracing::info!("bye");
     Ok(())
 }

@@ -139,12 +139,14 @@ impl Core {
         if moved == member {
             return Response::Reply(crate::resp::Reply::Ok);
         }
+        crash_point!("move_before");
         let nodes = BTreeMap::from([(id, moved)]);
         let change = self
             .raft
             .change_membership(ChangeMembers::SetNodes(nodes), true);
         match timeout(CHANGE_TIMEOUT, change).await {
             Ok(Ok(_)) => {
+                crash_point!("move_after");
                 tracing::info!(member = %member.name, raft_addr, client_addr, "member moved");
                 Response::Reply(crate::resp::Reply::Ok)
             }

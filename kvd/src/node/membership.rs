@@ -260,12 +260,15 @@ impl Core {
             format!("{JOIN_INTENTS}{name}").as_bytes(),
             intended(&raft_addr, voter).as_bytes(),
         ]);
+        crash_point!("join_before");
         self.bookkeep(intent).await?;
+        crash_point!("join_intended");
         let outcome = self.take_in(&name, &raft_addr, voter).await;
         // A refusal is final; where leadership was lost, the next leader finds the intent.
         if !matches!(outcome, Err(Undone::NotLeader)) {
             self.forget_intent(&name).await?;
         }
+        crash_point!("join_forgotten");
         outcome
     }
 
@@ -313,6 +316,7 @@ impl Core {
                 )));
             }
         };
+        crash_point!("join_adopted");
         if id == self.id {
             return Err(Undone::because(format_args!(
                 "{raft_addr} is this node itself"
@@ -337,14 +341,18 @@ impl Core {
         {
             tracing::warn!(member = %name, "replaced by a node with an empty data directory");
             self.take_out(old).await?;
+            crash_point!("join_replaced");
         }
         (member.name, member.raft_addr) = (name.to_owned(), raft_addr.to_owned());
         let learner = self.raft.add_learner(id, member, false).await?;
+        crash_point!("join_learner");
         self.level(id, learner.log_id.index).await?;
+        crash_point!("join_level");
         if voter {
             self.change_until_uniform(ChangeMembers::AddVoterIds(BTreeSet::from([id])), true)
                 .await?;
         }
+        crash_point!("join_voter");
         tracing::info!(member = %name, address = %raft_addr, voter, "member joined");
         Ok(())
     }
@@ -426,7 +434,9 @@ impl Core {
             self.hand_over(None).await.map_err(Undone::because)?;
             return Err(Undone::NotLeader);
         }
+        crash_point!("leave_before");
         self.take_out(id).await?;
+        crash_point!("leave_taken_out");
         tracing::info!(member = %name, "member left");
         // Raft does not tell a removed node; one that cannot be reached asks when it is back.
         let deadline = Instant::now() + self.settings.hold;
@@ -437,6 +447,7 @@ impl Core {
         {
             tracing::warn!(member = %name, "the removed member could not be told");
         }
+        crash_point!("leave_told");
         Ok(())
     }
 
@@ -455,6 +466,7 @@ impl Core {
         if known(true) {
             self.change_until_uniform(ChangeMembers::RemoveVoters(one.clone()), false)
                 .await?;
+            crash_point!("leave_no_voter");
         }
         if known(false) {
             self.change_until_uniform(ChangeMembers::RemoveNodes(one), false)
@@ -506,11 +518,13 @@ impl Core {
                 }
             }
         };
+        crash_point!("transfer_before");
         self.raft
             .trigger()
             .transfer_leader(next)
             .await
             .map_err(|error| error.to_string())?;
+        crash_point!("transfer_after");
         let mut changes = self.leadership_changes();
         let moved = changes.wait_for(|now| matches!(now, Leadership::Other { .. }));
         match timeout_at(Instant::now() + self.settings.hold, moved).await {

@@ -264,6 +264,7 @@ impl Node {
                 .update(|identity| identity.addresses = Some(addresses))?;
         }
         let identity = node.identity();
+        crash_point!("addresses_noted");
         let member_of_one = identity.cluster != 0 && identity.stage != Stage::Removed;
         if member_of_one {
             node.open().await?;
@@ -686,7 +687,9 @@ impl Running {
         if let Err(error) = self.core.raft.shutdown().await {
             tracing::warn!(%error, "raft did not end cleanly");
         }
+        crash_point!("end_raft_after");
         self.core.log.close().await?;
+        crash_point!("end_log_after");
         self.core.machine.close().await
     }
 }
@@ -734,6 +737,7 @@ impl Shared {
             )
         };
         let engine = (self.open_engine)(&engine_dir).map_err(StartError::Engine)?;
+        crash_point!("open_engine_after");
         if !self.settings.limits.keyspace().fit(&engine.limits()) {
             return Err(StartError::Engine(format!(
                 "'{}' stores less than the limits of this node; lower --max-entry-bytes",
@@ -749,6 +753,7 @@ impl Shared {
         }
         let snapshots = Arc::new(SnapshotDir::open(&snapshot_dir)?);
         let durable = state_machine::recover(&store, &snapshots)?;
+        crash_point!("open_recovered");
         let executor = Executor::new(store.clone(), self.settings.limits.keyspace())
             .map_err(|error| StartError::State(error.to_string()))?;
         let applied = executor.position().log_id;
@@ -762,6 +767,7 @@ impl Shared {
             },
             Arc::new(move |reason: &str| fatal(crate::exit::IO, reason)),
         )?;
+        crash_point!("open_log_after");
         let newest_spool = snapshots.complete()?.last().map(|(index, _)| *index);
         if let Some(applied) = applied
             && newest_spool == Some(applied.index)
@@ -799,6 +805,7 @@ impl Shared {
             .await
             .map_err(|error| StartError::Raft(error.to_string()))?
             .map_err(|error| StartError::Raft(error.to_string()))?;
+        crash_point!("open_raft_after");
         let core = Arc::new(Core {
             id,
             cluster: identity.cluster,
@@ -870,16 +877,19 @@ impl Shared {
                 .initialize(BTreeMap::from([(core.id, member)]))
                 .await
                 .map_err(|error| raft_error(error.to_string()))?;
+            crash_point!("found_initialized");
         }
         core.raft
             .wait(Some(FOUNDING_PATIENCE))
             .state(ServerState::Leader, "founding")
             .await
             .map_err(|error| raft_error(error.to_string()))?;
+        crash_point!("found_leads");
         self.dir
             .lock()
             .expect("no panic while held")
             .update(|identity| identity.stage = Stage::Founded)?;
+        crash_point!("found_noted");
         tracing::info!(cluster = %format!("{:032x}", core.cluster), "founded a cluster of one");
         Ok(())
     }
@@ -892,11 +902,13 @@ impl Shared {
         if progress.wait_for(|now| now.index > 0).await.is_err() {
             return;
         }
+        crash_point!("member_before");
         self.note(|identity| {
             if identity.stage == Stage::Joining {
                 identity.stage = Stage::Founded;
             }
         });
+        crash_point!("member_after");
         let is_member = |_: &state_machine::Progress| {
             let position = core.machine.position();
             position
@@ -907,6 +919,7 @@ impl Shared {
         };
         if progress.wait_for(is_member).await.is_ok() {
             self.note(|identity| identity.member = true);
+            crash_point!("member_noted");
         }
     }
 

@@ -254,9 +254,11 @@ impl PeerPort {
             return Response::Reply(taken_out(&name));
         }
         if identity.cluster != cluster {
+            crash_point!("adopt_before");
             if let Err(reason) = self.give_up_own_cluster(&name).await {
                 return Response::Reply(Reply::error(reason));
             }
+            crash_point!("adopt_given_up");
             let adopted = shared
                 .dir
                 .lock()
@@ -267,11 +269,13 @@ impl PeerPort {
                 return Response::Refused;
             }
             tracing::info!(cluster = %format!("{cluster:032x}"), %name, "taken in by a cluster");
+            crash_point!("adopt_wiped");
             if let Err(error) = self.node.open().await {
                 (shared.fatal)(crate::exit::CONFIG, &error.to_string());
                 return Response::Refused;
             }
         }
+        crash_point!("adopt_after");
         let member = Member {
             name,
             ..shared.settings.member()
@@ -308,6 +312,7 @@ impl PeerPort {
     pub(super) async fn removed(&self) -> Response {
         let shared = &self.node.shared;
         let _one = shared.life.lock().await;
+        crash_point!("removed_before");
         let update = shared
             .dir
             .lock()
@@ -317,7 +322,9 @@ impl PeerPort {
             (shared.fatal)(crate::exit::CONFIG, &error.to_string());
             return Response::Refused;
         }
+        crash_point!("removed_noted");
         self.withdraw().await;
+        crash_point!("removed_after");
         tracing::warn!("this node was removed from its cluster and serves no more");
         Response::Reply(Reply::Ok)
     }

@@ -154,8 +154,10 @@ impl Executor {
         }
         let leftovers = sweep(&**self.store.engine(), epoch, SWEPT_AT_ONCE_MAX).map_err(stop)?;
         if leftovers.entries > 0 {
+            crash_point!("sweep_before");
             self.store
                 .write(&leftovers.ops(), &self.position.to_mark())?;
+            crash_point!("sweep_after");
         }
         if leftovers.entries < SWEPT_AT_ONCE_MAX {
             self.swept = epoch;
@@ -237,6 +239,7 @@ fn apply(
     match &entry.payload {
         EntryPayload::Blank => {}
         EntryPayload::Membership(membership) => {
+            crash_point!("apply_membership");
             position.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
         }
         EntryPayload::Normal(proposal) => {

@@ -96,9 +96,11 @@ impl SnapshotDir {
     /// Syncing or renaming failed.
     pub fn keep(&self, position: &Position, spool: Spool) -> io::Result<()> {
         let kept = self.finish(position, spool)?;
+        crash_point!("keep_before_pruning");
         for (index, path) in self.complete()? {
             if index < position.index() && path != kept.path {
                 fs::remove_file(path)?;
+                crash_point!("keep_pruned");
             }
         }
         Ok(())
@@ -116,13 +118,17 @@ impl SnapshotDir {
     }
 
     fn finish(&self, position: &Position, mut spool: Spool) -> io::Result<Spool> {
+        crash_point!("spool_sync_before");
         File::open(&spool.path)?.sync_all()?;
+        crash_point!("spool_sync_after");
         let term = position.log_id.map_or(0, |id| id.leader_id.term);
         let path = self
             .path
             .join(format!("{:020}-{term}.snap", position.index()));
         fs::rename(&spool.path, &path)?;
+        crash_point!("spool_renamed");
         sync_dir(&self.path)?;
+        crash_point!("spool_finished");
         spool.keep = true;
         Ok(Spool::kept(path, spool.bytes))
     }
@@ -149,12 +155,14 @@ fn write(store: &Store, path: &Path) -> io::Result<(Position, Spool)> {
     let mut out = create(path)?;
     // From here on the file goes when anything fails.
     let mut spool = Spool::temporary(path.to_owned(), 0);
+    crash_point!("spool_created");
     let view = store.read().map_err(io::Error::other)?;
     let position = Position::from_mark(view.mark()).map_err(io::Error::other)?;
     stream::write(&view, view.mark(), &mut out).map_err(io::Error::other)?;
     drop(view);
     out.flush()?;
     spool.bytes = out.get_ref().metadata()?.len();
+    crash_point!("spool_written");
     Ok((position, spool))
 }
 

@@ -298,7 +298,9 @@ impl StateMachine {
         let durable = self.durable().map_or(0, |position| position.index());
         for (index, path) in self.inner.dir.complete()? {
             if index <= reached && index <= durable {
+                crash_point!("retire_before");
                 std::fs::remove_file(path)?;
+                crash_point!("retire_after");
             }
         }
         Ok(())
@@ -348,7 +350,10 @@ pub fn recover(store: &Store, dir: &SnapshotDir) -> io::Result<Option<Position>>
         && (index > mark.index || mark.data.is_empty())
     {
         tracing::info!(file = %path.display(), "installing a snapshot that is newer than the engine");
-        return snapshot::install(&path, store).map(Some);
+        crash_point!("recover_install_before");
+        let position = snapshot::install(&path, store)?;
+        crash_point!("recover_install_after");
+        return Ok(Some(position));
     }
     let durable = store.sync().map_err(io::Error::other)?;
     let position = Position::from_mark(&durable).map_err(io::Error::other)?;
@@ -396,6 +401,7 @@ fn run(
             }
         },
         Job::Install { spool, done } => {
+            crash_point!("install_before");
             let installed = snapshot::install(&spool.path, executor.store()).and_then(|position| {
                 executor
                     .reload()
@@ -408,6 +414,7 @@ fn run(
                     *shared.durable.lock().expect("no panic while held") = Some(position.clone());
                     let installed = Some(position.index());
                     shared.publish(&position, executor.stamped(), installed, false);
+                    crash_point!("install_after");
                     drop(done.send(Ok(())));
                     true
                 }
@@ -425,7 +432,9 @@ fn run(
             }
         },
         Job::Close { done } => {
+            crash_point!("engine_close_before");
             let closed = executor.store().engine().close();
+            crash_point!("engine_close_after");
             drop(done.send(closed.map_err(|error| io::Error::other(error.to_string()))));
             false
         }
@@ -570,7 +579,9 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
+        crash_point!("snapshot_build_before");
         let position = self.make_durable().await?;
+        crash_point!("snapshot_build_after");
         Ok(self.snapshot_of(&position))
     }
 }

@@ -94,7 +94,10 @@ impl Store {
     /// The feed's error or the engine's own.
     pub fn replace(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
         let _alone = self.gate.as_deref().map(Gate::alone);
-        self.engine.replace(feed, mark)
+        crash_point!("engine_replace_before");
+        let replaced = self.engine.replace(feed, mark);
+        crash_point!("engine_replace_after");
+        replaced
     }
 }
 

@@ -1,169 +1,227 @@
 //! kvd ends at each of its own failpoints, as by `kill -9`, and is started again: what was
-//! acknowledged is there, the members hold the same, and what was cut off is done or was never
+//! acknowledged is there, the members hold the same, and what was cut off is finished or was never
 //! begun.
+
+mod birth;
+mod membership;
+mod random;
+mod snapshots;
+mod writing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::process::Command;
 
 use kvd::failpoints::POINTS;
 use kvd::resp::Reply;
-use kvd_tests::{Client, Node, alone, join, leader, repository, until};
+use kvd_tests::{Client, Node, join, repository, until};
 
 /// A point, and how often it is passed before the process ends there.
 type Point = (&'static str, usize);
 
-/// Steps of a member that only follows writes.
-const WRITING: &[Point] = &[
-    ("log_append_before", 7),
-    ("log_append_begun", 7),
-    ("log_append_after", 7),
-    ("apply_before", 7),
-    ("apply_visible", 7),
-    ("apply_after", 7),
-    ("engine_write_before", 7),
-    ("engine_write_after", 7),
-    ("engine_sync_before", 1),
-    ("engine_sync_after", 1),
-];
+/// The next start of the node ends there.
+fn arm(node: &mut Node, (name, passed): Point) {
+    node.set_env("FAILPOINTS", Some(&format!("{name}={passed}*off->return")));
+}
 
-/// Steps of an election.
-const VOTING: &[Point] = &[("log_vote_before", 0), ("log_vote_after", 0)];
+/// Where the node has ended, if it has; it must have been at a point.
+fn end_of(node: &mut Node) -> Option<String> {
+    let status = node.exited()?;
+    let log = node.log();
+    let last = log.lines().last().unwrap_or_default();
+    let at = last.strip_prefix("kvd: ends at the failpoint ");
+    assert_eq!(status.signal(), Some(9), "{log}");
+    Some(at.unwrap_or_else(|| panic!("{log}")).to_owned())
+}
 
-/// A cluster, and what it has acknowledged.
-struct Cluster {
-    nodes: Vec<Node>,
+/// Lets `go_on` happen until the node has ended there, and nowhere else; its next start knows
+/// nothing of it.
+fn ends_at(node: &mut Node, (name, _): Point, mut go_on: impl FnMut()) {
+    until(&format!("a node ends at {name}"), || {
+        let ended = node.exited().is_some();
+        if !ended {
+            go_on();
+        }
+        ended
+    });
+    assert_eq!(end_of(node).as_deref(), Some(name));
+    node.kill();
+    node.set_env("FAILPOINTS", None);
+}
+
+/// The writes that were acknowledged.
+#[derive(Default)]
+struct Writes {
     /// Each key is written once, so its value is known.
     acknowledged: BTreeMap<String, String>,
     next: usize,
+}
+
+impl Writes {
+    /// Writes some by way of one node, which may end meanwhile.
+    fn some(&mut self, addr: &str) {
+        let Ok(mut client) = Client::connect(addr) else {
+            return;
+        };
+        for _ in 0..10 {
+            if !self.one(&mut client, "") {
+                return;
+            }
+        }
+    }
+
+    /// Writes one, and tells whether the connection is of any more use.
+    fn one(&mut self, client: &mut Client, bulk: &str) -> bool {
+        self.next += 1;
+        let (key, value) = (
+            format!("key:{}", self.next),
+            format!("{}:{bulk}", self.next),
+        );
+        match client.try_call(&["SET", &key, &value]) {
+            Ok(Reply::Ok) => {
+                self.acknowledged.insert(key, value);
+                true
+            }
+            Ok(Reply::Error(_)) => true,
+            Ok(other) => panic!("SET was answered {other:?}"),
+            Err(_) => false,
+        }
+    }
+
+    /// All that was acknowledged is there.
+    fn look_for(&self, node: &Node, what: &str) {
+        let mut client = node.client();
+        let all: Vec<(&String, &String)> = self.acknowledged.iter().collect();
+        for some in all.chunks(100) {
+            let keys = some.iter().map(|(key, _)| key.as_str());
+            let command: Vec<&str> = std::iter::once("MGET").chain(keys).collect();
+            let expected = some.iter().map(|(_, value)| Reply::bulk((*value).clone()));
+            let found = client.call(&command);
+            assert!(
+                found == Reply::Array(expected.collect()),
+                "{what}: a write is lost on {}",
+                node.dir.display()
+            );
+        }
+    }
+}
+
+/// A cluster, and what it has acknowledged.
+struct Cluster {
+    /// Three members, and perhaps one that comes or goes.
+    nodes: Vec<Node>,
+    id: String,
+    writes: Writes,
 }
 
 impl Cluster {
     fn over(mut nodes: Vec<Node>) -> Self {
         join(&mut nodes);
         Cluster {
+            id: nodes[0].info("raft_cluster_id").expect("a founded cluster"),
             nodes,
-            acknowledged: BTreeMap::new(),
-            next: 0,
+            writes: Writes::default(),
         }
     }
 
-    /// Writes a little by way of one node, which may end meanwhile.
-    fn write(&mut self, by: usize) {
-        let Ok(mut client) = Client::connect(&self.nodes[by].addr()) else {
-            return;
-        };
-        for _ in 0..10 {
-            self.next += 1;
-            let (key, value) = (format!("key:{}", self.next), format!("value:{}", self.next));
-            match client.try_call(&["SET", &key, &value]) {
-                Ok(Reply::Ok) => drop(self.acknowledged.insert(key, value)),
-                Ok(Reply::Error(_)) => {}
-                Ok(other) => panic!("SET was answered {other:?}"),
-                Err(_) => return,
-            }
-        }
+    fn of_redb(root: &Path) -> Self {
+        let node = |n| Node::new(root, &format!("node{n}"), "redb");
+        Self::over((0..3).map(node).collect())
     }
 
-    /// Starts a node anew that ends at `point`, and lets `go_on` happen until it has.
-    fn end_at(&mut self, n: usize, point: Point, mut go_on: impl FnMut(&mut Self)) {
-        self.nodes[n].kill();
-        self.arm(n, point);
-        self.nodes[n].spawn();
-        until(&format!("a node ends at {}", point.0), || {
-            if self.nodes[n].exited().is_some() {
-                return true;
-            }
-            go_on(self);
-            false
+    /// The node that leads, once there is one; a newcomer may lead a cluster of its own.
+    fn leader(&self) -> usize {
+        let mut found = None;
+        until("a leader is elected", || {
+            found = self.nodes.iter().position(|node| {
+                node.pid().is_some()
+                    && node.info("raft_role").as_deref() == Some("leader")
+                    && node.info("raft_cluster_id").as_ref() == Some(&self.id)
+            });
+            found.is_some()
         });
-        self.ended_at(n, point);
+        found.expect("until has found one")
     }
 
-    fn arm(&mut self, n: usize, (name, skipped): Point) {
-        let action = format!("{name}={skipped}*off->return");
-        self.nodes[n].set_env("FAILPOINTS", Some(&action));
+    /// A member that follows.
+    fn follower(&self) -> usize {
+        (self.leader() + 1) % 3
     }
 
-    /// The node has ended there, and nowhere else; its next start knows nothing of it.
-    fn ended_at(&mut self, n: usize, (name, _): Point) {
-        let status = self.nodes[n].exited().expect("it has ended");
-        let log = self.nodes[n].log();
-        assert_eq!(status.signal(), Some(9), "{name}: {log}");
-        let last = log.lines().last().unwrap_or_default();
-        assert_eq!(last, format!("kvd: ends at the failpoint {name}"), "{log}");
-        self.nodes[n].kill();
-        self.nodes[n].set_env("FAILPOINTS", None);
+    /// Where clients find a member that runs and is not this one.
+    fn beside(&self, n: usize) -> String {
+        let mut others = [(n + 1) % 3, (n + 2) % 3].into_iter();
+        let other = others.find(|other| self.nodes[*other].pid().is_some());
+        self.nodes[other.expect("a member beside it runs")].addr()
+    }
+
+    /// Stops a node in order, so that it has nothing to carry out again, and starts it anew.
+    fn restart_armed(&mut self, n: usize, point: Point) {
+        let code = self.nodes[n].terminate();
+        assert_eq!(code, Some(0), "{}", self.nodes[n].log());
+        arm(&mut self.nodes[n], point);
+        self.nodes[n].start();
+    }
+
+    /// Moves leadership.
+    fn let_lead(&self, n: usize) {
+        let command = ["RAFT.TRANSFER_LEADER", &format!("node{n}")];
+        until("leadership moves", || {
+            let asked = Client::connect(&self.beside(n));
+            let moved = asked.and_then(|mut asked| asked.try_call(&command));
+            moved.is_ok_and(|reply| reply == Reply::Ok) && self.leader() == n
+        });
     }
 
     /// All members run; they hold the same, and every acknowledged write among it.
     fn check(&self, what: &str) {
-        let first = leader(&self.nodes);
-        self.compare(first, what);
-        for node in &self.nodes {
-            self.look_for_writes(node, what);
-        }
-    }
-
-    fn compare(&self, by: usize, what: &str) {
         until("the members' contents are compared", || {
-            match self.nodes[by].client().call(&["RAFT.COMPARE"]) {
-                Reply::Array(found) => match &found[1] {
-                    verdict if *verdict == Reply::bulk("equal") => true,
-                    verdict if *verdict == Reply::bulk("incomplete") => false,
+            let asked = Client::connect(&self.nodes[self.leader()].addr());
+            match asked.and_then(|mut asked| asked.try_call(&["RAFT.COMPARE"])) {
+                Ok(Reply::Array(found)) => match &found[..] {
+                    [_, verdict, Reply::Array(members)] if *verdict == Reply::bulk("equal") => {
+                        assert_eq!(members.len(), self.nodes.len(), "{what}");
+                        true
+                    }
+                    [_, verdict, _] if *verdict == Reply::bulk("incomplete") => false,
                     _ => panic!("{what}: {found:?}"),
                 },
-                Reply::Error(_) => false,
-                other => panic!("{what}: {other:?}"),
+                _ => false,
             }
         });
-    }
-
-    fn look_for_writes(&self, node: &Node, what: &str) {
-        let mut client = node.client();
-        let all: Vec<(&String, &String)> = self.acknowledged.iter().collect();
-        for some in all.chunks(1000) {
-            let keys = some.iter().map(|(key, _)| key.as_str());
-            let command: Vec<&str> = std::iter::once("MGET").chain(keys).collect();
-            let expected = some.iter().map(|(_, value)| Reply::bulk((*value).clone()));
-            let found = client.call(&command);
-            assert_eq!(found, Reply::Array(expected.collect()), "{what}");
+        for node in &self.nodes {
+            self.writes.look_for(node, what);
         }
-    }
-}
-
-fn redb(root: &std::path::Path, count: usize) -> Vec<Node> {
-    let node = |n| Node::new(root, &format!("node{n}"), "redb");
-    (0..count).map(node).collect()
-}
-
-#[test]
-fn a_member_ends_at_each_step_of_a_write_and_of_an_election() {
-    let _alone = alone();
-    let temp = tempfile::tempdir().unwrap();
-    let mut cluster = Cluster::over(redb(temp.path(), 3));
-    for point in WRITING {
-        let n = (leader(&cluster.nodes) + 1) % 3;
-        cluster.end_at(n, *point, |cluster| cluster.write((n + 1) % 3));
-        cluster.nodes[n].start();
-        cluster.check(point.0);
-    }
-    for point in VOTING {
-        let n = (leader(&cluster.nodes) + 1) % 3;
-        let name = format!("node{n}");
-        cluster.end_at(n, *point, |cluster| {
-            let asked = cluster.nodes[(n + 1) % 3].client();
-            drop({ asked }.try_call(&["RAFT.TRANSFER_LEADER", &name]));
-        });
-        cluster.nodes[n].start();
-        cluster.write(n);
-        cluster.check(point.0);
     }
 }
 
 #[test]
 fn every_point_has_a_test_that_ends_there() {
-    let tested = [WRITING, VOTING].into_iter().flatten();
+    let tables = [
+        birth::BEING_BORN,
+        writing::FOLLOWING,
+        writing::LEADING,
+        writing::VOTING,
+        writing::SWEEPING,
+        writing::CHUNK_CLOSED,
+        writing::TRUNCATING,
+        writing::STOPPING,
+        snapshots::CUTTING,
+        snapshots::KEEPING,
+        snapshots::SENDING,
+        snapshots::RECEIVING,
+        snapshots::STARTING,
+        snapshots::INSTALLING,
+        membership::JOINING,
+        membership::JOINED,
+        membership::REPLACING,
+        membership::LEAVING,
+        membership::LEFT,
+        membership::MOVING,
+        membership::HANDING_OVER,
+    ];
+    let tested = tables.into_iter().flatten();
     let tested: BTreeSet<&str> = tested.map(|(name, _)| *name).collect();
     let listed: BTreeSet<&str> = POINTS.iter().copied().collect();
     assert_eq!(listed.len(), POINTS.len(), "a name stands twice");
@@ -190,8 +248,6 @@ fn crates_of_a_build(flags: &[&str]) -> String {
 fn a_build_of_the_server_has_no_failpoints() {
     let takes_fail = |crates: &str| crates.lines().any(|line| line.starts_with("fail v"));
     assert!(!takes_fail(&crates_of_a_build(&[])));
-    assert!(takes_fail(&crates_of_a_build(&[
-        "--features",
-        "kvd/failpoints"
-    ])));
+    let told = ["--features", "kvd/failpoints"];
+    assert!(takes_fail(&crates_of_a_build(&told)));
 }

@@ -165,7 +165,14 @@ impl FileJournal {
 
 impl Journal for FileJournal {
     fn append(&mut self, id: LogId, body: Body) -> io::Result<()> {
-        self.log_mut().append([(Id(id), body)]).map(drop)
+        #[cfg(feature = "failpoints")]
+        let chunks = self.log().stat().closed_chunks.len();
+        self.log_mut().append([(Id(id), body)])?;
+        #[cfg(feature = "failpoints")]
+        if self.log().stat().closed_chunks.len() > chunks {
+            crash_point!("log_chunk_closed");
+        }
+        Ok(())
     }
 
     fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {

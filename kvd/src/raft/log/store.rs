@@ -79,7 +79,9 @@ impl Waiter {
             }
             // Who waited may have gone.
             Waiter::Done(done) => drop(done.send(result)),
-            Waiter::Nobody => {}
+            Waiter::Nobody => {
+                crash_point!("log_purge_after");
+            }
         }
     }
 }
@@ -623,13 +625,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             if journal.state().last <= last {
                 return Ok(());
             }
+            crash_point!("log_truncate_before");
             journal.truncate_after(last)?;
+            crash_point!("log_truncate_begun");
             inner
                 .flushed
                 .send_modify(|flushed| *flushed = (*flushed).min(next_index(last)));
             Ok(())
         })
-        .await
+        .await?;
+        crash_point!("log_truncate_after");
+        Ok(())
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
@@ -644,7 +650,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             if journal.state().purged >= Some(upto) {
                 return Ok(());
             }
-            journal.purge(upto)
+            crash_point!("log_purge_before");
+            journal.purge(upto)?;
+            crash_point!("log_purge_begun");
+            Ok(())
         })
     }
 }

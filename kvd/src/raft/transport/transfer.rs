@@ -54,6 +54,7 @@ pub(super) async fn send(
                 .map_err(|error| CallError::NotSent(format!("writing the snapshot: {error}")))?
         }
     };
+    crash_point!("send_before");
     let conn = connect(ctx, ConnKind::Snapshot, target, addr).await?;
     send_spool(ctx, conn, vote, &meta, &spool)
         .await
@@ -93,6 +94,7 @@ async fn send_spool(
             let chunk = Bytes::from(chunk);
             frame(&mut burst, SNAPSHOT_CHUNK, &mut |out| out.put(&chunk))?;
             burst.write(&mut writer, limits.silence).await?;
+            crash_point!("send_chunk");
             rest(limits, started, spool.bytes - left).await;
         }
         let digest = digest.finalize();
@@ -110,7 +112,10 @@ async fn send_spool(
             };
             match frame.kind {
                 KEEPALIVE => {}
-                SNAPSHOT_END => return Ok(frame),
+                SNAPSHOT_END => {
+                    crash_point!("send_after");
+                    return Ok(frame);
+                }
                 kind => return Err(WireError::Unexpected(kind)),
             }
         }
@@ -267,6 +272,7 @@ async fn take<R: tokio::io::AsyncRead + Unpin>(
     }
     let own = |error: io::Error| Failure::Own(format!("storing the snapshot: {error}"));
     let mut spool = sink.begin(&meta).map_err(own)?;
+    crash_point!("receive_begun");
     let (mut left, mut digest) = (bytes, Sha256::new());
     loop {
         let frame = next().await?;
@@ -278,6 +284,7 @@ async fn take<R: tokio::io::AsyncRead + Unpin>(
                 left -= frame.body.len() as u64;
                 digest.update(&frame.body);
                 spool.write(&frame.body).map_err(own)?;
+                crash_point!("receive_chunk");
             }
             SNAPSHOT_END => {
                 if left > 0 {
