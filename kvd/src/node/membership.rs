@@ -557,6 +557,7 @@ impl Core {
         let mut changes = self.leadership_changes();
         loop {
             if matches!(*changes.borrow_and_update(), Leadership::Mine { .. }) {
+                self.finish_change_of_voters().await;
                 for request in self.intents().await {
                     let name = request.name.clone();
                     let deadline = Instant::now() + CHANGE_TIMEOUT;
@@ -582,6 +583,32 @@ impl Core {
             if changes.changed().await.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Ends a change of the voters that an earlier leader left half done: until then majorities of
+    /// both the old and the new voters are needed for everything.
+    async fn finish_change_of_voters(&self) {
+        let deadline = Instant::now() + CHANGE_TIMEOUT;
+        let finish = async {
+            let _one = self.change.lock().await;
+            self.settled().await?;
+            if self.configurations() <= 1 {
+                return Ok(());
+            }
+            // To the voters that were meant; who is none of them any more is no member either.
+            let nobody_else = ChangeMembers::AddVoterIds(BTreeSet::new());
+            self.change_until_uniform(nobody_else, false).await?;
+            tracing::info!("an interrupted change of the voters is finished");
+            Ok::<(), Undone>(())
+        };
+        match timeout_at(deadline, finish).await {
+            // Where this node leads no more, the next leader goes on.
+            Ok(Ok(()) | Err(Undone::NotLeader)) => {}
+            Ok(Err(Undone::Refused(reason))) => {
+                tracing::warn!(?reason, "an interrupted change of the voters is still open");
+            }
+            Err(_) => tracing::warn!("an interrupted change of the voters is still open"),
         }
     }
 
