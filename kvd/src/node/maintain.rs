@@ -101,7 +101,7 @@ impl Core {
                 (kept, cut_at) = (0, appended);
             }
             while self.machine.sweep().await {}
-            if let Err(error) = self.machine.retire_spools() {
+            if let Err(error) = self.machine.retire_spools().await {
                 tracing::warn!(%error, "received snapshot files could not be removed");
             }
         }

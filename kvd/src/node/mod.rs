@@ -688,7 +688,7 @@ impl Running {
             tracing::warn!(%error, "raft did not end cleanly");
         }
         crash_point!("end_raft_after");
-        self.core.log.close().await?;
+        self.core.log.sync().await?;
         crash_point!("end_log_after");
         self.core.machine.close().await
     }

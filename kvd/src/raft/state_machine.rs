@@ -288,20 +288,25 @@ impl StateMachine {
     ///
     /// # Errors
     ///
-    /// The directory could not be read, or a file not be removed.
-    pub fn retire_spools(&self) -> io::Result<()> {
+    /// The directory could not be read, a file not be removed, or the log has failed.
+    pub async fn retire_spools(&self) -> io::Result<()> {
         if !self.inner.store.engine().caps().contains(Caps::DURABLE) {
             return Ok(());
         }
         let log = self.inner.log.stats();
         let reached = log.last_index.max(log.purged_index);
         let durable = self.durable().map_or(0, |position| position.index());
-        for (index, path) in self.inner.dir.complete()? {
-            if index <= reached && index <= durable {
-                crash_point!("retire_before");
-                std::fs::remove_file(path)?;
-                crash_point!("retire_after");
-            }
+        let mut old = self.inner.dir.complete()?;
+        old.retain(|(index, _)| *index <= reached && *index <= durable);
+        if old.is_empty() {
+            return Ok(());
+        }
+        // Over a loss of power the file alone proves that the state may be ahead of the log.
+        self.inner.log.sync().await?;
+        for (_, path) in old {
+            crash_point!("retire_before");
+            std::fs::remove_file(path)?;
+            crash_point!("retire_after");
         }
         Ok(())
     }

@@ -1,13 +1,17 @@
-//! openraft's own suite of storage tests, over kvd's state machine.
+//! openraft's own suite of storage tests, over kvd's state machine, and what it does not ask.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use openraft::StorageError;
+use openraft::storage::{RaftLogStorage as _, RaftStateMachine as _};
 use openraft::testing::log::{StoreBuilder, Suite};
 
 use super::executor::Executor;
-use super::log::{Journal as _, LogStore, MemoryDisk, MemoryJournal};
+use super::log::{Journal as _, LogStore, MemoryDisk, MemoryJournal, held};
+use super::position::Position;
 use super::snapshot::SnapshotDir;
+use super::spool::SnapshotData;
 use super::state_machine::{Observer, StateMachine, recover};
 use super::types::{TypeConfig, log_id};
 use crate::clock::SystemClock;
@@ -42,6 +46,21 @@ fn log_of_everything() -> LogStore {
     LogStore::over(Box::new(journal), Arc::new(|_| {}))
 }
 
+/// A state machine over an empty memory engine, with its files in `dir`.
+fn machine(log: LogStore, dir: &Path) -> StateMachine {
+    let doors = Doors {
+        net: Arc::new(Tcp),
+        workers: Arc::new(Threads),
+        clock: Arc::new(SystemClock),
+        random: Random::from_seed(1),
+    };
+    let store = Arc::new(Store::new(Arc::new(MemoryEngine::new())));
+    let dir = Arc::new(SnapshotDir::open(dir).unwrap());
+    let durable = recover(&store, &dir).unwrap();
+    let executor = Executor::new(store.clone(), Limits::default()).unwrap();
+    StateMachine::start(&doors, store, log, dir, durable, executor, Arc::new(Unseen))
+}
+
 struct OverMemoryEngine;
 
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for OverMemoryEngine {
@@ -49,25 +68,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Ove
         &self,
     ) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let temp = tempfile::tempdir().unwrap();
-        let doors = Doors {
-            net: Arc::new(Tcp),
-            workers: Arc::new(Threads),
-            clock: Arc::new(SystemClock),
-            random: Random::from_seed(1),
-        };
-        let store = Arc::new(Store::new(Arc::new(MemoryEngine::new())));
-        let dir = Arc::new(SnapshotDir::open(temp.path()).unwrap());
-        let durable = recover(&store, &dir).unwrap();
-        let executor = Executor::new(store.clone(), Limits::default()).unwrap();
-        let machine = StateMachine::start(
-            &doors,
-            store,
-            log_of_everything(),
-            dir,
-            durable,
-            executor,
-            Arc::new(Unseen),
-        );
+        let machine = machine(log_of_everything(), temp.path());
         Ok((temp, log(), machine))
     }
 }
@@ -75,4 +76,36 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Ove
 #[tokio::test]
 async fn openrafts_suite_passes_on_the_state_machine() {
     Suite::test_all(OverMemoryEngine).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshots_file_stays_until_the_cut_behind_it_is_synced() {
+    let temp = tempfile::tempdir().unwrap();
+    let (mut log, flushes) = held();
+    let mut machine = machine(log.clone(), temp.path());
+    let files = SnapshotDir::open(temp.path()).unwrap();
+    let source = Store::new(Arc::new(MemoryEngine::new()));
+    let position = Position {
+        log_id: Some(log_id(1, 5)),
+        ..Position::default()
+    };
+    source.write(&[], &position.to_mark()).unwrap();
+    let spool = files.take_in(files.spool_out(&source).unwrap().1).unwrap();
+    machine
+        .install_snapshot(&Default::default(), SnapshotData::Spool(spool))
+        .await
+        .unwrap();
+    log.purge(log_id(1, 5)).await.unwrap();
+
+    let retired = crate::doors::spawn(async move { machine.retire_spools().await });
+    tokio::task::yield_now().await;
+    assert_eq!(files.complete().unwrap().len(), 1);
+    while !retired.is_finished() {
+        if let Ok(flush) = flushes.try_recv() {
+            flush(Ok(()));
+        }
+        tokio::task::yield_now().await;
+    }
+    retired.await.unwrap().unwrap();
+    assert_eq!(files.complete().unwrap(), []);
 }

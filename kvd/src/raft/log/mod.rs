@@ -28,4 +28,7 @@ pub use scan::{Change, End, Record, Scan, scan};
 pub use store::{LogStats, LogStore, OnFatal};
 
 #[cfg(test)]
+pub(super) use store::tests::held;
+
+#[cfg(test)]
 mod suite_tests;

@@ -289,12 +289,12 @@ impl LogStore {
         .collect()
     }
 
-    /// Writes what is still in memory only.
+    /// Waits until everything up to now is durable.
     ///
     /// # Errors
     ///
     /// The log has failed.
-    pub async fn close(&self) -> io::Result<()> {
+    pub async fn sync(&self) -> io::Result<()> {
         self.change(|_| Ok(())).await
     }
 
@@ -660,4 +660,4 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
 #[cfg(test)]
 #[path = "store_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -87,7 +87,7 @@ async fn entries_votes_and_purges_survive_a_restart() {
     log.set_purge_floor(10);
     log.truncate_after(Some(log_id(1, 15))).await.unwrap();
     log.purge(log_id(1, 10)).await.unwrap();
-    log.close().await.unwrap();
+    log.sync().await.unwrap();
     drop(log);
     let mut log = open(dir.path()).unwrap();
     let state = log.get_log_state().await.unwrap();
@@ -105,7 +105,7 @@ async fn a_closed_log_can_be_opened_again_at_once() {
     let dir = tempfile::tempdir().unwrap();
     for _ in 0..100 {
         let log = open(dir.path()).unwrap();
-        log.close().await.unwrap();
+        log.sync().await.unwrap();
         drop(log);
     }
 }
@@ -254,7 +254,7 @@ impl Journal for Held {
     }
 }
 
-fn held() -> (LogStore, mpsc::Receiver<Flushed>) {
+pub(crate) fn held() -> (LogStore, mpsc::Receiver<Flushed>) {
     let (flushes, begun) = mpsc::channel();
     let journal = Held {
         inner: MemoryJournal::open(MemoryDisk::default()),
