@@ -315,6 +315,9 @@ impl DataDir {
     pub fn update(&mut self, change: impl FnOnce(&mut Identity)) -> Result<(), DataDirError> {
         let before = self.identity.clone();
         change(&mut self.identity);
+        if self.identity == before {
+            return Ok(());
+        }
         self.save().inspect_err(|_| self.identity = before)
     }
 

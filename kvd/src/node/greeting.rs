@@ -107,13 +107,7 @@ impl Core {
         if unknown
             && was_member
             && self.read(ReadLevel::Linearizable, 0).await.is_ok()
-            && self
-                .machine
-                .position()
-                .membership
-                .membership()
-                .get_node(&from)
-                .is_none()
+            && !self.machine.position().has_member(from)
         {
             return Response::TakenOut;
         }

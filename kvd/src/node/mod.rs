@@ -909,14 +909,7 @@ impl Shared {
             }
         });
         crash_point!("member_after");
-        let is_member = |_: &state_machine::Progress| {
-            let position = core.machine.position();
-            position
-                .membership
-                .membership()
-                .get_node(&core.id)
-                .is_some()
-        };
+        let is_member = |_: &state_machine::Progress| core.machine.position().has_member(core.id);
         if progress.wait_for(is_member).await.is_ok() {
             self.note(|identity| identity.member = true);
             crash_point!("member_noted");

@@ -323,9 +323,10 @@ impl PeerPort {
             return Response::Refused;
         }
         crash_point!("removed_noted");
+        // Clients are told from here on; the operator is told first.
+        tracing::warn!("this node was removed from its cluster and serves no more");
         self.withdraw().await;
         crash_point!("removed_after");
-        tracing::warn!("this node was removed from its cluster and serves no more");
         Response::Reply(Reply::Ok)
     }
 

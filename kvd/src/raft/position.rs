@@ -10,7 +10,7 @@
 use bytes::Bytes;
 
 use super::codec::{self, Malformed, Reader};
-use super::types::{LogId, StoredMembership, log_id};
+use super::types::{LogId, NodeId, StoredMembership, log_id};
 use crate::storage::Mark;
 
 const FORMAT: u8 = 1;
@@ -32,6 +32,11 @@ impl Position {
     /// The index of the last applied entry; 0 before the first.
     pub fn index(&self) -> u64 {
         self.log_id.map_or(0, |id| id.index)
+    }
+
+    /// Whether `node` is a member, voting or not.
+    pub fn has_member(&self, node: NodeId) -> bool {
+        self.membership.membership().get_node(&node).is_some()
     }
 
     /// The mark that an engine stores.
