@@ -277,7 +277,8 @@ fn keeps_its_promises(engine: &str) {
     let library = library.to_str().unwrap();
     let mut disk = Disk::new(temp.path(), seed());
     let mut lost = 0;
-    for round in 1..=rounds() {
+    // Whether anything is unsynced at a kill is chance; rounds in which nothing was show nothing.
+    for round in 1.. {
         let promised = disk.write_and_kill(library, false);
         lost += disk.lose_power();
         let found = disk.verify(library, promised);
@@ -288,8 +289,11 @@ fn keeps_its_promises(engine: &str) {
         );
         // What the verifying process has done is on the disk; it closed nothing in a hurry.
         disk.keep_all(&disk.engine());
+        if round >= rounds() && lost > 0 {
+            break;
+        }
+        assert!(round < 10 * rounds(), "nothing was ever unsynced");
     }
-    assert!(lost > 0, "nothing was unsynced");
 }
 
 #[test]
