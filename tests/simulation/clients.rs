@@ -1,6 +1,5 @@
 //! Clients: calls on a few keys through any node, with what they were told.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,6 +8,7 @@ use kvd::doors::{Net, Random, Stream};
 use kvd::outcome::Fate;
 use kvd::resp::{Reply, ReplyDecoder};
 use kvd_tests::history::{self, Op, PAIR, Record};
+use kvd_tests::lease::Lease;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{sleep, timeout};
 
@@ -116,60 +116,20 @@ async fn call_pair(client: &mut Client, record: &Mutex<Record>, counts: bool) ->
     reply.is_some()
 }
 
-/// A key that this client alone sets, each time for a while: what has expired does not come back,
-/// on whichever node and under whichever leader and clock it is looked for.
-struct Lease {
-    key: String,
-    /// The value that was set last, if that is known.
-    value: Option<String>,
-    /// Values of which nobody knows whether they were set, or will be.
-    unknown: BTreeSet<String>,
-    gone: bool,
+/// Sets this client's lease for a while; `false` where the connection is of no more use.
+async fn set_lease(client: &mut Client, lease: &mut Lease, value: String, ms: u64) -> bool {
+    let ms = ms.to_string();
+    let reply = client.call(&["SET", lease.key(), &value, "PX", &ms]).await;
+    lease.set(value, history::fate(reply.as_ref()));
+    reply.is_some()
 }
 
-impl Lease {
-    fn new(id: usize) -> Self {
-        Lease {
-            key: format!("lease:{id}"),
-            value: None,
-            unknown: BTreeSet::new(),
-            gone: false,
-        }
+async fn see_lease(client: &mut Client, lease: &mut Lease, record: &Mutex<Record>) -> bool {
+    let reply = client.call(&["GET", lease.key()]).await;
+    if let Err(broken) = lease.seen(reply.as_ref()) {
+        record.lock().unwrap().broken(broken);
     }
-
-    async fn set(&mut self, client: &mut Client, value: String, ms: u64) -> bool {
-        let ms = ms.to_string();
-        let args = ["SET", &self.key, &value, "PX", &ms];
-        let reply = client.call(&args).await;
-        match history::fate(reply.as_ref()) {
-            None => (self.value, self.gone) = (Some(value), false),
-            Some(Fate::Unknown) => {
-                self.unknown.insert(value);
-            }
-            Some(Fate::NotDone | Fate::Refused) => {}
-        }
-        reply.is_some()
-    }
-
-    async fn look(&mut self, client: &mut Client, record: &Mutex<Record>) -> bool {
-        let reply = client.call(&["GET", &self.key]).await;
-        match &reply {
-            Some(Reply::Null) => self.gone = true,
-            Some(Reply::Bulk(found)) => {
-                let found = String::from_utf8_lossy(found).into_owned();
-                if self.unknown.remove(&found) {
-                    (self.value, self.gone) = (Some(found), false);
-                } else if self.gone || self.value.as_ref() != Some(&found) {
-                    let (key, value, gone) = (&self.key, &self.value, self.gone);
-                    record.lock().unwrap().broken(format!(
-                        "{key} was {found} after it was set to {value:?}, seen gone: {gone}"
-                    ));
-                }
-            }
-            _ => {}
-        }
-        reply.is_some()
-    }
+    reply.is_some()
 }
 
 /// Calls through one node after another until told to stop.
@@ -201,9 +161,9 @@ pub(crate) async fn run(
                     0 | 1 => call_pair(&mut client, &record, chance == 0).await,
                     2 => {
                         let ms = 50 + random.next() % 3000;
-                        lease.set(&mut client, format!("{id}.{n}"), ms).await
+                        set_lease(&mut client, &mut lease, format!("{id}.{n}"), ms).await
                     }
-                    _ => lease.look(&mut client, &record).await,
+                    _ => see_lease(&mut client, &mut lease, &record).await,
                 };
                 if !went {
                     break;

@@ -7,6 +7,7 @@
 )]
 
 pub mod history;
+pub mod lease;
 pub mod proxy;
 
 use std::fs::File;
@@ -95,6 +96,16 @@ pub fn free_port() -> u16 {
     panic!("no port is free");
 }
 
+/// The room on the file system of `path`.
+///
+/// # Panics
+///
+/// There is no such path.
+pub fn free_bytes(path: &Path) -> u64 {
+    let stat = rustix::fs::statvfs(path).expect("the path is there");
+    stat.f_bavail * stat.f_frsize
+}
+
 /// Calls `done` until it holds, or fails after [`PATIENCE`].
 ///
 /// # Panics
@@ -117,6 +128,7 @@ pub struct Node {
     /// Its Raft port.
     pub raft_port: u16,
     backend: String,
+    log: PathBuf,
     extra: Vec<String>,
     envs: Vec<(String, String)>,
     process: Option<Child>,
@@ -125,8 +137,10 @@ pub struct Node {
 impl Node {
     /// A node with its data under `root`, not started yet.
     pub fn new(root: &Path, name: &str, backend: &str) -> Self {
+        let dir = root.join(name);
         Node {
-            dir: root.join(name),
+            log: dir.with_extension("log"),
+            dir,
             port: free_port(),
             raft_port: free_port(),
             backend: backend.to_owned(),
@@ -141,6 +155,13 @@ impl Node {
     pub fn with(mut self, flags: &[&str]) -> Self {
         self.extra
             .extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
+    }
+
+    /// Puts what it says on its standard error into another directory.
+    #[must_use]
+    pub fn log_in(mut self, dir: &Path) -> Self {
+        self.log = dir.join(self.log.file_name().expect("a node has a name"));
         self
     }
 
@@ -171,7 +192,7 @@ impl Node {
 
     /// What it has written to its standard error so far, all runs together.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.with_extension("log")).unwrap_or_default()
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// Starts the process without waiting for it to serve.
@@ -184,7 +205,7 @@ impl Node {
         let log = File::options()
             .create(true)
             .append(true)
-            .open(self.dir.with_extension("log"))
+            .open(&self.log)
             .expect("the log file opens");
         let child = Command::new(built().join("kvd"))
             .args(["--addr", &self.addr(), "--raft-addr", &self.raft_addr()])

@@ -4,12 +4,7 @@ use std::fs::File;
 use std::path::Path;
 
 use kvd::resp::Reply;
-use kvd_tests::{Node, alone, join, level_digests, until};
-
-fn free_bytes(path: &Path) -> u64 {
-    let stat = rustix::fs::statvfs(path).unwrap();
-    stat.f_bavail * stat.f_frsize
-}
+use kvd_tests::{Node, alone, free_bytes, join, level_digests, until};
 
 /// Takes space away at once, without writing.
 fn fill(path: &Path, bytes: u64) {

@@ -24,7 +24,7 @@ const WRITERS: u64 = 4;
 
 /// What the notes say is on the disk.
 #[derive(Default)]
-struct Disk {
+pub(crate) struct Disk {
     /// The length at the last completed sync.
     synced: HashMap<PathBuf, u64>,
     /// Files whose names were there when their directory was synced.
@@ -33,7 +33,7 @@ struct Disk {
 
 impl Disk {
     /// Reads the notes of all runs; later ones count.
-    fn read(notes: &Path) -> Self {
+    pub(crate) fn read(notes: &Path) -> Self {
         let mut disk = Disk::default();
         for line in fs::read_to_string(notes).unwrap_or_default().lines() {
             let (kind, rest) = line.split_once(' ').expect("a note has a kind");
@@ -52,7 +52,7 @@ impl Disk {
     }
 
     /// Cuts the files under `dir` back; returns how many bytes were lost.
-    fn lose(&self, dir: &Path, engine: &Path) -> u64 {
+    pub(crate) fn lose(&self, dir: &Path, engine: &Path) -> u64 {
         let mut lost = 0;
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
