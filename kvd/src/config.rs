@@ -3,6 +3,7 @@
 //! Every flag `--some-flag` is also `KVD_SOME_FLAG` in the environment and `some-flag` in the TOML
 //! file that `--config` names. Single-dash spellings of long flags are accepted.
 
+mod backend;
 mod plugin;
 
 use std::ffi::OsString;
@@ -14,6 +15,7 @@ use serde::Deserialize;
 
 use crate::node::{ConfigLimits, ReadLevel, RedirectMode};
 
+pub use self::backend::{BackendCommand, MigrateFlags};
 pub use self::plugin::{
     PluginBenchFlags, PluginCheckFlags, PluginCommand, PluginNewFlags, PluginTrialFlags,
     engine_option,
@@ -58,6 +60,9 @@ pub enum Command {
     /// Look at storage plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// Change the engine of a stopped node
+    #[command(subcommand)]
+    Backend(BackendCommand),
     /// Copy a cluster's data, and make a new cluster of such a copy
     #[command(subcommand)]
     Snapshot(SnapshotCommand),

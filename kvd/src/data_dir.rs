@@ -76,6 +76,9 @@ pub struct Identity {
     /// A command that makes log and state anew has begun: only that command may go on.
     #[serde(default)]
     pub rebuilding: bool,
+    /// A copy of another directory's contents has begun here: only the same command may go on.
+    #[serde(default)]
+    pub migrating: bool,
 }
 
 /// Where a node was told to be.
@@ -99,6 +102,13 @@ pub enum DataDirError {
     /// A command that makes its log and state anew was cut off.
     #[error("data directory {} is half rebuilt: a command on it was cut off", .0.display())]
     HalfRebuilt(PathBuf),
+    /// A copy from another engine was cut off.
+    #[error(
+        "data directory {} is half made: `kvd backend migrate` was cut off; the directory that it \
+         was made from is as it was",
+        .0.display()
+    )]
+    HalfMigrated(PathBuf),
     /// Reading or writing it failed.
     #[error("data directory {}: {source}", path.display())]
     Io {
@@ -178,6 +188,9 @@ impl DataDir {
             }
             Err(source) => return Err(DataDirError::Io { path: file, source }),
         };
+        if identity.migrating {
+            return Err(DataDirError::HalfMigrated(path.to_owned()));
+        }
         if identity.rebuilding {
             return Err(DataDirError::HalfRebuilt(path.to_owned()));
         }
@@ -219,6 +232,9 @@ impl DataDir {
         };
         let lock = lock(path)?;
         let identity = read_identity(&file, &bytes)?;
+        if identity.migrating {
+            return Err(DataDirError::HalfMigrated(path.to_owned()));
+        }
         if identity.wiping {
             return Err(DataDirError::Foreign {
                 path: file,
@@ -257,6 +273,46 @@ impl DataDir {
         dir.save()?;
         dir.create_folders()?;
         Ok(dir)
+    }
+
+    /// Makes a directory for the same node on another engine. It must be absent, empty, or what
+    /// an earlier attempt with the same node left half made, which is dropped first. Nothing else
+    /// may use it until [`end_copy`](Self::end_copy) is called.
+    ///
+    /// # Errors
+    ///
+    /// See [`DataDirError`].
+    pub fn begin_copy(path: &Path, node: &Identity, backend: &str) -> Result<Self, DataDirError> {
+        make(path)?;
+        takes_copy_of(path, node)?;
+        let lock = lock(path)?;
+        // Another such command may have ended in between.
+        takes_copy_of(path, node)?;
+        let mut dir = DataDir {
+            path: path.to_owned(),
+            identity: Identity {
+                backend: backend.to_owned(),
+                migrating: true,
+                ..node.clone()
+            },
+            _lock: lock,
+        };
+        dir.save()?;
+        if let Some(parent) = path.canonicalize().map_err(at(path))?.parent() {
+            sync_dir(parent).map_err(at(parent))?;
+        }
+        dir.finish_wipe()?;
+        dir.create_folders()?;
+        Ok(dir)
+    }
+
+    /// Says durably that a copy is whole: the directory is the node's from now on.
+    ///
+    /// # Errors
+    ///
+    /// The file could not be replaced.
+    pub fn end_copy(&mut self) -> Result<(), DataDirError> {
+        self.update(|identity| identity.migrating = false)
     }
 
     /// Makes the node the only member of a new cluster, under a new identity, last known at
@@ -419,6 +475,33 @@ impl DataDir {
     }
 }
 
+/// Refuses a directory that holds anything but what an earlier copy of `node` left half made.
+fn takes_copy_of(path: &Path, node: &Identity) -> Result<(), DataDirError> {
+    let file = path.join("NODE");
+    match fs::read(&file) {
+        Ok(bytes) => {
+            let found = read_identity(&file, &bytes)?;
+            if found.migrating && found.node == node.node {
+                return Ok(());
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let mut others = fs::read_dir(path)
+                .map_err(at(path))?
+                .map(|entry| entry.map(|entry| entry.path()));
+            let made_before_it = [path.join("LOCK"), unfinished(&file)];
+            if others.all(|other| other.is_ok_and(|other| made_before_it.contains(&other))) {
+                return Ok(());
+            }
+        }
+        Err(source) => return Err(DataDirError::Io { path: file, source }),
+    }
+    Err(DataDirError::Io {
+        path: path.to_owned(),
+        source: io::ErrorKind::DirectoryNotEmpty.into(),
+    })
+}
+
 /// Says which file or directory it was.
 fn at(path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
     let path = path.to_owned();
@@ -499,6 +582,7 @@ fn new_identity(birth: &Birth, random: &Random) -> Identity {
         addresses: None,
         wiping: false,
         rebuilding: false,
+        migrating: false,
     }
 }
 

@@ -132,6 +132,12 @@ mod points {
         "move_after",
         "transfer_before",
         "transfer_after",
+        // A copy on another engine.
+        "migrate_begun",
+        "migrate_log_copied",
+        "migrate_filled",
+        "migrate_checked",
+        "migrate_after",
         // An orderly stop.
         "stop_begun",
         "stop_stepped_down",

@@ -63,6 +63,7 @@ fn main() {
             .and_then(run::run),
         Some(Command::Dev(flags)) => dev::run(&flags),
         Some(Command::Snapshot(command)) => maintenance::snapshot(command),
+        Some(Command::Backend(command)) => maintenance::backend(command),
         Some(Command::Recover(flags)) => maintenance::recover(&flags),
         Some(Command::Log(command)) => maintenance::log(command),
         Some(Command::Data(command)) => maintenance::data(command),

@@ -279,9 +279,16 @@ pub(crate) fn data_dir_failed(error: DataDirError) -> Failed {
                     .to_owned(),
             ),
         ),
+        DataDirError::HalfMigrated(_) => (
+            exit::CONFIG,
+            Some("give `kvd backend migrate` again, or remove it".to_owned()),
+        ),
         DataDirError::Backend { found, .. } => (
             exit::CONFIG,
-            Some(format!("--backend {found}, or another directory")),
+            Some(format!(
+                "--backend {found}, another directory, or `kvd backend migrate`, which copies a \
+                 stopped node to another engine"
+            )),
         ),
     };
     Failed::new(code, error).with_hint(hint.as_deref())

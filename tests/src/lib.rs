@@ -180,6 +180,12 @@ impl Node {
         }
     }
 
+    /// Its later starts are in this directory, on this engine.
+    pub fn change_to(&mut self, dir: PathBuf, backend: &str) {
+        self.dir = dir;
+        backend.clone_into(&mut self.backend);
+    }
+
     /// Where clients reach it.
     pub fn addr(&self) -> String {
         format!("127.0.0.1:{}", self.port)

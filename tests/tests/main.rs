@@ -23,6 +23,7 @@ mod io_errors;
 mod leave;
 mod licences;
 mod limits;
+mod migrate;
 mod offline;
 mod once;
 mod plugin_kit;

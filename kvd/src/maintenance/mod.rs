@@ -1,6 +1,7 @@
-//! `kvd snapshot`, `kvd recover`, `kvd log` and `kvd data`: what an operator does beside running
-//! nodes.
+//! `kvd snapshot`, `kvd recover`, `kvd backend`, `kvd log` and `kvd data`: what an operator does
+//! beside running nodes.
 
+mod backend;
 mod log;
 
 use std::fs::OpenOptions;
@@ -19,6 +20,7 @@ use kvd::offline::{self, Error, Reborn};
 use kvd::raft::snapshot;
 use kvd::resp::Reply;
 
+pub(crate) use self::backend::backend;
 pub(crate) use self::log::log;
 use crate::client::Client;
 use crate::run::data_dir_failed;

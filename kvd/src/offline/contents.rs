@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::migrate::Summed;
 use super::{Error, State, fits, scan_log, undamaged};
 use crate::keyspace::{Limits, View, stream};
 use crate::node::OpenEngine;
@@ -50,7 +51,7 @@ pub fn verify_data(
         }
         _ => {}
     }
-    let keys = verify_contents(&state.store)?;
+    let (keys, _) = verify_contents(&state.store)?;
     let mut snapshots = Vec::new();
     let complete = state.snapshots.complete()?;
     for (_, file) in &complete {
@@ -76,16 +77,20 @@ pub fn verify_data(
     Ok(report)
 }
 
-/// Reads the whole keyspace as a snapshot would, and checks it as a receiver would.
-fn verify_contents(store: &Store) -> Result<u64, Error> {
-    let (mut receiver, mut sender) = io::pipe()?;
+/// Reads the whole keyspace as a snapshot would, and checks it as a receiver would. Returns the
+/// number of keys and the checksum of the stream, which is the same for the same contents and
+/// position on any engine.
+pub(super) fn verify_contents(store: &Store) -> Result<(u64, [u8; 32]), Error> {
+    let (mut receiver, sender) = io::pipe()?;
     let read = store.read().map_err(io::Error::other)?;
     let keys = crate::keyspace::State::read(&read)
         .map_err(io::Error::other)?
         .keys;
-    std::thread::scope(|scope| {
-        let sent =
-            scope.spawn(move || stream::write(&read, &read.mark().clone(), &mut sender).map(drop));
+    let sum = std::thread::scope(|scope| {
+        let sent = scope.spawn(move || {
+            let mut out = Summed::over(sender);
+            stream::write(&read, &read.mark().clone(), &mut out).map(|_| out.sum())
+        });
         let verified = stream::verify(&mut receiver);
         // A receiver that has given up must not leave the sender waiting.
         drop(receiver);
@@ -94,7 +99,7 @@ fn verify_contents(store: &Store) -> Result<u64, Error> {
             .map_err(|error| Error::Refused(format!("contents: {error}")))
             .and(sent.map_err(|error| Error::Refused(format!("contents: {error}"))))
     })?;
-    Ok(keys)
+    Ok((keys, sum))
 }
 
 /// A snapshot that was saved.

@@ -1,9 +1,10 @@
-//! What is done to the data directory of a node that does not run: look at it, repair it, make a
-//! new cluster of it.
+//! What is done to the data directory of a node that does not run: look at it, repair it, copy it
+//! to another engine, make a new cluster of it.
 //!
 //! Each command locks the directory, so it refuses one that a node uses. Printing is the caller's.
 
 mod contents;
+mod migrate;
 mod rebirth;
 mod repair;
 
@@ -12,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use self::contents::{DataReport, Saved, save_snapshot, verify_data};
+pub use self::migrate::{Migrated, Place, migrate};
 pub use self::rebirth::{Reborn, force_new_cluster, restore_snapshot};
 pub use self::repair::{Repaired, drop_from, drop_tail};
 use crate::data_dir::{DataDir, DataDirError, Stage};

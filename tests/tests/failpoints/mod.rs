@@ -4,6 +4,7 @@
 
 mod birth;
 mod membership;
+mod migrating;
 mod random;
 mod snapshots;
 mod writing;
@@ -220,6 +221,7 @@ fn every_point_has_a_test_that_ends_there() {
         membership::LEFT,
         membership::MOVING,
         membership::HANDING_OVER,
+        migrating::MIGRATING,
     ];
     let tested = tables.into_iter().flatten();
     let tested: BTreeSet<&str> = tested.map(|(name, _)| *name).collect();

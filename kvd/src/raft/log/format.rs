@@ -11,6 +11,9 @@ use crate::raft::types::NodeId;
 const MAGIC: &str = "kvd-raft-log";
 const VERSION: u32 = 1;
 
+/// Its name.
+pub(super) const FORMAT: &str = "FORMAT";
+
 /// Whose log it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
@@ -75,7 +78,7 @@ pub(super) fn check(dir: &Path, identity: Identity) -> Result<(), OpenError> {
         dir: dir.to_owned(),
         reason,
     };
-    let path = dir.join("FORMAT");
+    let path = dir.join(FORMAT);
     let wanted = Format {
         magic: MAGIC.to_owned(),
         version: VERSION,

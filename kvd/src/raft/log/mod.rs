@@ -9,6 +9,7 @@
 //! and the process is told to end. The operating system may already have dropped the pages that
 //! it failed to write, so a second sync would report success for data that is gone.
 
+mod copy;
 mod format;
 mod journal;
 mod rebuild;
@@ -17,6 +18,7 @@ mod restart;
 mod scan;
 mod store;
 
+pub use copy::{copy, exists};
 pub use format::{Identity, OpenError};
 pub use journal::{FileJournal, Flushed, Journal, JournalState, MemoryDisk, MemoryJournal, Visit};
 pub use rebuild::{Contents, rebuild};
