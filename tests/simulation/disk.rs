@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -212,6 +213,8 @@ fn latency(random: &Random) -> Duration {
 /// Workers as tasks.
 pub(crate) struct Tasks {
     pub(crate) random: Random,
+    /// For so many milliseconds the engine does not get on with each job that it is given.
+    pub(crate) slow_store_ms: Arc<AtomicU64>,
 }
 
 struct TaskWake(Notify);
@@ -223,17 +226,17 @@ impl Wake for TaskWake {
 }
 
 impl Workers for Tasks {
-    fn start(
-        &self,
-        _name: &'static str,
-        mut run: Box<dyn FnMut() -> bool + Send>,
-    ) -> Arc<dyn Wake> {
+    fn start(&self, name: &'static str, mut run: Box<dyn FnMut() -> bool + Send>) -> Arc<dyn Wake> {
         let wake = Arc::new(TaskWake(Notify::new()));
         let (own, random) = (wake.clone(), self.random.clone());
+        let slow = (name == "kvd-store").then(|| self.slow_store_ms.clone());
         spawn(async move {
             loop {
                 own.0.notified().await;
                 sleep(latency(&random)).await;
+                if let Some(slow) = &slow {
+                    sleep(Duration::from_millis(slow.load(Ordering::Relaxed))).await;
+                }
                 if !run() {
                     return;
                 }

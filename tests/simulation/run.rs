@@ -180,7 +180,7 @@ async fn live(seed: u64) -> Result<String, String> {
         }
         say!("all heals");
         let mut healed = world.lock().await;
-        healed.wires.heal();
+        healed.heal();
         healed.start_all().await?;
         stop.store(true, Ordering::Relaxed);
         drop(healed);

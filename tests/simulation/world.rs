@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -53,6 +53,8 @@ struct Member {
     log: Arc<Mutex<LogDisk>>,
     engine: Arc<MemoryEngine>,
     clock: Arc<WallClock>,
+    /// How long each job of its engine is delayed.
+    slow_store_ms: Arc<AtomicU64>,
     running: Option<Running>,
     /// Truncations of its log until now.
     truncations: u64,
@@ -121,6 +123,7 @@ impl World {
                 began: Instant::now(),
                 offset_us: AtomicI64::new(0),
             }),
+            slow_store_ms: Arc::default(),
             running: None,
             truncations: 0,
             compared: 0,
@@ -151,6 +154,7 @@ impl World {
             net: self.wires.at(n),
             workers: Arc::new(Tasks {
                 random: random.clone(),
+                slow_store_ms: member.slow_store_ms.clone(),
             }),
             clock: member.clock.clone(),
             random: random.clone(),
@@ -299,6 +303,14 @@ impl World {
         self.random.next() as usize % end
     }
 
+    /// All that runs runs well.
+    pub(crate) fn heal(&self) {
+        self.wires.heal();
+        for member in &self.members {
+            member.slow_store_ms.store(0, Ordering::Relaxed);
+        }
+    }
+
     fn cut_off(&self, n: usize) {
         for other in 0..MEMBERS {
             self.wires.cut(n, other);
@@ -323,7 +335,7 @@ impl World {
     pub(crate) async fn fault(&mut self) -> Result<(), String> {
         self.faults += 1;
         let n = self.below(MEMBERS);
-        match self.below(14) {
+        match self.below(15) {
             0..=2 => self.crash(n).await,
             3 => {
                 for n in 0..MEMBERS {
@@ -359,7 +371,15 @@ impl World {
                     .offset_us
                     .store(offset, Ordering::Relaxed);
             }
-            11 | 12 => {
+            11 => {
+                let ms = match self.below(2) {
+                    0 => self.below(4000) as u64,
+                    _ => 0,
+                };
+                say!("the engine of {} gets on by jobs of {ms} ms", name(n));
+                self.members[n].slow_store_ms.store(ms, Ordering::Relaxed);
+            }
+            12 | 13 => {
                 // Long enough for another to lead, short enough for its own entries to be in the
                 // way afterwards, instead of a snapshot.
                 let leads = |member: &Member| {

@@ -1,4 +1,5 @@
-//! What a node does without being asked: ticks for what expires, durable marks, a short log.
+//! What a node does without being asked: ticks for what expires, changes stored and durable, a short
+//! log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,7 +101,7 @@ impl Core {
                 }
                 (kept, cut_at) = (0, appended);
             }
-            while self.machine.sweep().await {}
+            while self.machine.store_all().await {}
             if let Err(error) = self.machine.retire_spools().await {
                 tracing::warn!(%error, "received snapshot files could not be removed");
             }

@@ -528,6 +528,15 @@ impl Node {
             .durable()
             .map_or(0, |position| position.index());
         line("backend_durable_index", durable.to_string());
+        let applied = core.machine.progress().borrow().index;
+        line(
+            "backend_durable_behind",
+            applied.saturating_sub(durable).to_string(),
+        );
+        let waiting = core.machine.store().waiting();
+        line("backend_waiting_bytes", waiting.bytes.to_string());
+        line("backend_waiting_changes", waiting.changes.to_string());
+        line("backend_waiting_layers", waiting.layers.to_string());
         for name in engine.properties() {
             if let Some(value) = engine.property(&name) {
                 line(&name.replace(['.', '-'], "_"), value);
@@ -745,10 +754,10 @@ impl Shared {
             )));
         }
         let store = Arc::new(Store::new(engine));
-        if store.views_block_writes() {
+        if store.views_block_stores() {
             tracing::warn!(
                 backend = store.engine().name(),
-                "this engine has no views: large reads hold writes back"
+                "this engine has no views: large reads hold back what it is given"
             );
         }
         let snapshots = Arc::new(SnapshotDir::open(&snapshot_dir)?);

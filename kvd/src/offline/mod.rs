@@ -108,10 +108,10 @@ impl State {
     }
 
     fn carry_out(&mut self, entries: &[Entry]) -> Result<(), Error> {
+        let failed = |error: &dyn std::fmt::Display| Error::Engine(error.to_string());
         let applied = self.executor.apply(entries.iter());
-        applied
-            .map(drop)
-            .map_err(|stop| Error::Engine(stop.to_string()))
+        applied.map_err(|stop| failed(&stop))?;
+        self.store.store_all().map_err(|error| failed(&error))
     }
 
     fn position(&self) -> &Position {

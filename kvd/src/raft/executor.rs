@@ -1,29 +1,24 @@
-//! Carries out entries: one batch of changes with one mark for a whole group of them.
+//! Carries out entries: one layer of changes with one mark for a whole group of them.
 //!
 //! Everything that decides a reply comes from the entry and the contents; nothing here asks for
-//! time or chance, but to measure the engine. An engine's failure is this node's and stops it; a command's failure is an
+//! time or chance. An engine's failure is this node's and stops it; a command's failure is an
 //! answer, the same on every node.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use openraft::EntryPayload;
-use tokio::time::Instant;
 
 use super::codec::Malformed;
 use super::entry::{self, Group, Rule, Stamp};
 use super::position::Position;
 use super::types::{Applied, Entry, StoredMembership};
 use crate::command::{self, Call, Kind, REPLY_BYTES_MAX};
-use crate::keyspace::{Failure, Limits, State, Txn, sweep};
+use crate::keyspace::{Failure, Limits, Txn};
 use crate::resp::Reply;
 use crate::storage::{self, Store};
 
 /// How many due keys one entry removes, so that a wave of expiries cannot make an entry long.
 pub const REMOVED_PER_ENTRY_MAX: usize = 256;
-
-/// How many leftovers of earlier epochs are removed at once, between entries.
-pub const SWEPT_AT_ONCE_MAX: usize = 1024;
 
 /// kvd's own command that sets a value of the cluster's bookkeeping: name, value.
 pub const META_SET: &[u8] = b"META.SET";
@@ -53,16 +48,13 @@ pub enum Stop {
     },
 }
 
-/// The single writer of a store.
+/// The one who applies to a store.
 pub struct Executor {
     store: Arc<Store>,
     position: Position,
     limits: Limits,
     due_left: bool,
-    /// Nothing is left of epochs before this one.
-    swept: u32,
     on_asked: OnAsked,
-    engine_time: Duration,
     /// The last entry that carried a time.
     stamped: u64,
 }
@@ -90,9 +82,7 @@ impl Executor {
             position,
             limits,
             due_left: false,
-            swept: 0,
             on_asked: Box::new(|_, _| Ok(())),
-            engine_time: Duration::ZERO,
             stamped: 0,
         })
     }
@@ -107,11 +97,6 @@ impl Executor {
     /// The last entry that carried a time; 0 while none was applied.
     pub fn stamped(&self) -> u64 {
         self.stamped
-    }
-
-    /// How long the engine's writes took since this was asked last.
-    pub fn take_engine_time(&mut self) -> Duration {
-        std::mem::take(&mut self.engine_time)
     }
 
     /// Where the state stands.
@@ -140,40 +125,14 @@ impl Executor {
         Ok(())
     }
 
-    /// Removes a little of what earlier epochs left behind; returns whether more is left.
-    ///
-    /// No reader, digest or snapshot sees it, so every node does it in its own time.
-    ///
-    /// # Errors
-    ///
-    /// The engine's failure.
-    pub fn sweep(&mut self) -> Result<bool, Stop> {
-        let epoch = State::read(&**self.store.engine()).map_err(stop)?.epoch;
-        if epoch == self.swept {
-            return Ok(false);
-        }
-        let leftovers = sweep(&**self.store.engine(), epoch, SWEPT_AT_ONCE_MAX).map_err(stop)?;
-        if leftovers.entries > 0 {
-            crash_point!("sweep_before");
-            self.store
-                .write(&leftovers.ops(), &self.position.to_mark())?;
-            crash_point!("sweep_after");
-        }
-        if leftovers.entries < SWEPT_AT_ONCE_MAX {
-            self.swept = epoch;
-            return Ok(false);
-        }
-        Ok(true)
-    }
-
-    /// Carries out `entries` in order and writes their changes as one batch, or as several where
-    /// the state in between is asked for.
+    /// Carries out `entries` in order and makes their changes visible as one layer, or as several
+    /// where the state in between is asked for.
     ///
     /// The replies may be given out once this has returned.
     ///
     /// # Errors
     ///
-    /// See [`Stop`]; nothing of the last batch is then written.
+    /// See [`Stop`]; nothing of the last layer is then visible.
     pub fn apply<'e>(
         &mut self,
         entries: impl Iterator<Item = &'e Entry>,
@@ -191,10 +150,10 @@ impl Executor {
         entries: &mut impl Iterator<Item = &'e Entry>,
         outcomes: &mut Vec<Outcome>,
     ) -> Result<(), Stop> {
-        let engine = self.store.engine().clone();
+        let base = self.store.latest();
         let mut position = self.position.clone();
         let mut txn =
-            Txn::new(&*engine, position.index(), position.time_ms, 0, self.limits).map_err(stop)?;
+            Txn::new(&base, position.index(), position.time_ms, 0, self.limits).map_err(stop)?;
         let mut asked = false;
         for entry in entries {
             let outcome = self::apply(entry, &mut txn, &mut position, &mut self.due_left)?;
@@ -209,9 +168,7 @@ impl Executor {
             }
         }
         let changes = txn.finish();
-        let began = Instant::now();
-        self.store.write(&changes.ops(), &position.to_mark())?;
-        self.engine_time += began.elapsed();
+        self.store.apply(changes.layer, position.to_mark());
         self.position = position;
         if asked {
             (self.on_asked)(&self.position, &self.store)?;

@@ -11,6 +11,7 @@ pub mod reply_codec;
 pub mod snapshot;
 pub mod spool;
 pub mod state_machine;
+mod storing;
 pub mod transport;
 pub mod types;
 
@@ -22,5 +23,7 @@ pub use types::{
 /// Raft over kvd's own state machine.
 pub type Raft = openraft::Raft<TypeConfig, state_machine::StateMachine>;
 
+#[cfg(test)]
+mod storing_tests;
 #[cfg(test)]
 mod suite_tests;

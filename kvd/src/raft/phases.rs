@@ -6,14 +6,15 @@
 //! | append | the entry is given to Raft | it is given to the log |
 //! | fsync | a flush of the log begins | it has ended |
 //! | quorum | an entry is given to the log | it is known to be committed, and on this node's disk |
-//! | apply | it is given to the apply worker | it was carried out, without the next |
-//! | engine | the engine's write of a batch of entries begins | it has ended |
+//! | apply | it is given to the apply worker | it was carried out, and can be read |
+//! | engine | the engine is given some of what was carried out | it has it |
+//!
+//! Nobody waits for the last.
 //!
 //! A follower has no queue and append of its own; its quorum also waits to be told.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -35,7 +36,7 @@ pub struct Phases {
     pub quorum: Timing,
     /// One for each batch that was carried out together.
     pub apply: Timing,
-    /// One for each batch that was written together.
+    /// One for each batch that was stored together.
     pub engine: Timing,
     /// The last index of what came into the log together, and when.
     waiting: Mutex<VecDeque<(u64, Instant)>>,
@@ -67,12 +68,6 @@ impl Phases {
         }
     }
 
-    /// A batch was carried out in `took`, of which the engine's write took `engine`.
-    pub fn carried_out(&self, took: Duration, engine: Duration) {
-        self.apply.note(took.saturating_sub(engine));
-        self.engine.note(engine);
-    }
-
     /// The lines of INFO.
     pub fn lines(&self) -> Vec<(String, String)> {
         [
@@ -100,6 +95,8 @@ impl Phases {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,8 @@
 //! The state machine as openraft sees it: everything that may block is done by workers.
 //!
 //! openraft's task hands over groups of committed entries and goes on with its own work; the apply
-//! worker carries them out, writes them to the engine, and gives the replies out itself.
+//! worker carries them out, makes them visible, and gives the replies out itself. The engine gets
+//! them later, by another worker.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -19,12 +20,13 @@ use super::log::LogStore;
 use super::position::Position;
 use super::snapshot::{self, SnapshotDir, meta_of};
 use super::spool::{SnapshotData, SnapshotMeta, SnapshotSource, Spool};
+use super::storing::Storing;
 use super::types::{LogId, StoredMembership, TypeConfig};
 use crate::doors::{BoxFuture, Doors, Worker};
 use crate::resp::Reply;
 use crate::storage::{Caps, ReadView, Store};
 
-/// Most entries that are carried out and written as one batch.
+/// Most entries that are carried out as one batch.
 pub const ENTRIES_PER_BATCH_MAX: usize = 1024;
 
 /// A batch is not grown beyond this many bytes of entries; a single entry may be larger.
@@ -65,18 +67,12 @@ enum Job {
         since: Instant,
         done: oneshot::Sender<io::Result<()>>,
     },
-    Sync {
-        done: oneshot::Sender<io::Result<Position>>,
-    },
-    Install {
-        spool: Spool,
+    /// The contents were replaced.
+    Reload {
         done: oneshot::Sender<io::Result<()>>,
-    },
-    Sweep {
-        done: oneshot::Sender<bool>,
     },
     Close {
-        done: oneshot::Sender<io::Result<()>>,
+        done: oneshot::Sender<()>,
     },
 }
 
@@ -103,13 +99,14 @@ struct Inner {
     store: Arc<Store>,
     log: LogStore,
     apply: Worker<Job>,
+    storing: Storing,
     snapshots: Worker<SnapshotJob>,
     dir: Arc<SnapshotDir>,
     shared: Arc<Shared>,
 }
 
 /// What the workers update and everyone reads.
-struct Shared {
+pub(super) struct Shared {
     position: Mutex<Position>,
     /// What a restart can begin from: the purge floor.
     durable: Mutex<Option<Position>>,
@@ -118,6 +115,10 @@ struct Shared {
 }
 
 impl Shared {
+    pub(super) fn set_durable(&self, position: Position) {
+        *self.durable.lock().expect("no panic while held") = Some(position);
+    }
+
     fn publish(&self, position: &Position, stamped: u64, installed: Option<u64>, due_left: bool) {
         {
             let mut shared = self.position.lock().expect("no panic while held");
@@ -188,11 +189,17 @@ impl StateMachine {
             }
             Ok(())
         }));
-        let state = shared.clone();
-        let floor = log.clone();
+        let storing = Storing::start(
+            doors,
+            store.clone(),
+            shared.clone(),
+            log.clone(),
+            observer.clone(),
+        );
+        let (state, phases, later) = (shared.clone(), log.clone(), storing.clone());
         let apply = Worker::start(&*doors.workers, "kvd-apply", move |jobs| {
             for job in jobs {
-                if !run(job, &mut executor, &state, &floor, &*observer) {
+                if !run(job, &mut executor, &state, &phases, &later, &*observer) {
                     return false;
                 }
             }
@@ -203,6 +210,7 @@ impl StateMachine {
                 store,
                 log,
                 apply,
+                storing,
                 snapshots,
                 dir,
                 shared,
@@ -251,20 +259,14 @@ impl StateMachine {
     ///
     /// The engine or the disk failed; the node stops then.
     pub async fn make_durable(&self) -> io::Result<Position> {
-        let (done, wait) = oneshot::channel();
         if self.inner.store.engine().caps().contains(Caps::DURABLE) {
-            self.inner.apply.submit(Job::Sync { done });
-            return wait.await.map_err(|_| ended())?;
+            return self.inner.storing.sync().await;
         }
+        let (done, wait) = oneshot::channel();
         self.inner.snapshots.submit(SnapshotJob::Keep { done });
         let position = wait.await.map_err(|_| ended())??;
         self.inner.log.set_purge_floor(position.index());
-        *self
-            .inner
-            .shared
-            .durable
-            .lock()
-            .expect("no panic while held") = Some(position.clone());
+        self.inner.shared.set_durable(position.clone());
         Ok(position)
     }
 
@@ -277,11 +279,10 @@ impl StateMachine {
         self.inner.shared.digests.wait(index).await
     }
 
-    /// Removes a little of what FLUSHALL left behind; returns whether more is left.
-    pub async fn sweep(&self) -> bool {
-        let (done, wait) = oneshot::channel();
-        self.inner.apply.submit(Job::Sweep { done });
-        wait.await.unwrap_or(false)
+    /// Gives the engine all that is applied, and removes a little of what FLUSHALL left behind;
+    /// returns whether more of that is left.
+    pub async fn store_all(&self) -> bool {
+        self.inner.storing.store_all().await
     }
 
     /// Removes received snapshot files that the log has moved past.
@@ -315,6 +316,7 @@ impl StateMachine {
     /// this itself.
     pub fn abandon(&self) {
         self.inner.apply.clear();
+        self.inner.storing.clear();
         self.inner.snapshots.clear();
     }
 
@@ -326,7 +328,8 @@ impl StateMachine {
     pub async fn close(&self) -> io::Result<()> {
         let (done, wait) = oneshot::channel();
         self.inner.apply.submit(Job::Close { done });
-        wait.await.map_err(|_| ended())?
+        wait.await.map_err(|_| ended())?;
+        self.inner.storing.close().await
     }
 
     fn snapshot_of(&self, position: &Position) -> SnapshotOf<TypeConfig, SnapshotData> {
@@ -371,6 +374,7 @@ fn run(
     executor: &mut Executor,
     shared: &Shared,
     log: &LogStore,
+    storing: &Storing,
     observer: &dyn Observer,
 ) -> bool {
     let fail = |error: String, done: oneshot::Sender<io::Result<()>>| {
@@ -382,65 +386,28 @@ fn run(
     match job {
         Job::Apply { batch, since, done } => match apply(batch, executor, shared, observer) {
             Ok(()) => {
-                let engine = executor.take_engine_time();
-                log.phases().carried_out(since.elapsed(), engine);
+                log.phases().apply.note(since.elapsed());
                 drop(done.send(Ok(())));
+                // Now that everyone has their answers.
+                storing.wake();
+                executor.store().tidy();
                 true
             }
             Err(stop) => fail(stop.to_string(), done),
         },
-        Job::Sync { done } => match executor.store().sync() {
-            Ok(mark) => {
-                let position = Position::from_mark(&mark).map_err(io::Error::other);
-                if let Ok(position) = &position {
-                    log.set_purge_floor(position.index());
-                    *shared.durable.lock().expect("no panic while held") = Some(position.clone());
-                }
-                drop(done.send(position));
+        Job::Reload { done } => match executor.reload() {
+            Ok(()) => {
+                let position = executor.position();
+                let installed = Some(position.index());
+                shared.publish(position, executor.stamped(), installed, false);
+                crash_point!("install_after");
+                drop(done.send(Ok(())));
                 true
             }
-            Err(error) => {
-                observer.stopped(&format!("engine sync: {error}"));
-                drop(done.send(Err(io::Error::other(error.to_string()))));
-                false
-            }
-        },
-        Job::Install { spool, done } => {
-            crash_point!("install_before");
-            let installed = snapshot::install(&spool.path, executor.store()).and_then(|position| {
-                executor
-                    .reload()
-                    .map_err(io::Error::other)
-                    .map(|()| position)
-            });
-            match installed {
-                Ok(position) => {
-                    log.set_purge_floor(position.index());
-                    *shared.durable.lock().expect("no panic while held") = Some(position.clone());
-                    let installed = Some(position.index());
-                    shared.publish(&position, executor.stamped(), installed, false);
-                    crash_point!("install_after");
-                    drop(done.send(Ok(())));
-                    true
-                }
-                Err(error) => fail(format!("snapshot installation: {error}"), done),
-            }
-        }
-        Job::Sweep { done } => match executor.sweep() {
-            Ok(more) => {
-                let _ = done.send(more);
-                true
-            }
-            Err(stop) => {
-                observer.stopped(&stop.to_string());
-                false
-            }
+            Err(error) => fail(format!("snapshot installation: {error}"), done),
         },
         Job::Close { done } => {
-            crash_point!("engine_close_before");
-            let closed = executor.store().engine().close();
-            crash_point!("engine_close_after");
-            drop(done.send(closed.map_err(|error| io::Error::other(error.to_string()))));
+            let _ = done.send(());
             false
         }
     }
@@ -542,6 +509,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let last = batch.last().map_or(0, |(entry, _)| entry.log_id.index);
             self.inner.log.wait_flushed(last).await?;
             self.inner.log.phases().committed(last);
+            self.inner.storing.room().await?;
             let (done, wait) = oneshot::channel();
             self.inner.apply.submit(Job::Apply {
                 batch,
@@ -568,8 +536,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             // that a crash in the middle finds it whole.
             SnapshotData::Live(source) => self.inner.dir.take_in(source.spool().await?.1)?,
         };
+        self.inner.storing.install(spool).await?;
         let (done, wait) = oneshot::channel();
-        self.inner.apply.submit(Job::Install { spool, done });
+        self.inner.apply.submit(Job::Reload { done });
         wait.await.map_err(|_| ended())?
     }
 

@@ -19,9 +19,9 @@ use crate::doors::{Doors, Random, Threads};
 use crate::keyspace::Limits;
 use crate::net::Tcp;
 use crate::resp::Reply;
-use crate::storage::{MemoryEngine, Store};
+use crate::storage::{Engine, MemoryEngine, Store};
 
-struct Unseen;
+pub(super) struct Unseen;
 
 impl Observer for Unseen {
     fn applied(&self, _origin: u64, _sequence: u64, _index: u64, _replies: &[Reply]) {}
@@ -40,7 +40,7 @@ fn log() -> LogStore {
 
 /// The suite applies entries that it never appended, and the state machine waits until its log has
 /// what it applies: this one has everything.
-fn log_of_everything() -> LogStore {
+pub(super) fn log_of_everything() -> LogStore {
     let mut journal = MemoryJournal::open(MemoryDisk::default());
     journal.purge(log_id(0, u64::MAX - 1)).unwrap();
     LogStore::over(Box::new(journal), Arc::new(|_| {}))
@@ -48,17 +48,27 @@ fn log_of_everything() -> LogStore {
 
 /// A state machine over an empty memory engine, with its files in `dir`.
 fn machine(log: LogStore, dir: &Path) -> StateMachine {
+    machine_over(Arc::new(MemoryEngine::new()), log, dir, Arc::new(Unseen))
+}
+
+/// A state machine over an engine, with its files in `dir`.
+pub(super) fn machine_over(
+    engine: Arc<dyn Engine>,
+    log: LogStore,
+    dir: &Path,
+    observer: Arc<dyn Observer>,
+) -> StateMachine {
     let doors = Doors {
         net: Arc::new(Tcp),
         workers: Arc::new(Threads),
         clock: Arc::new(SystemClock),
         random: Random::from_seed(1),
     };
-    let store = Arc::new(Store::new(Arc::new(MemoryEngine::new())));
+    let store = Arc::new(Store::new(engine));
     let dir = Arc::new(SnapshotDir::open(dir).unwrap());
     let durable = recover(&store, &dir).unwrap();
     let executor = Executor::new(store.clone(), Limits::default()).unwrap();
-    StateMachine::start(&doors, store, log, dir, durable, executor, Arc::new(Unseen))
+    StateMachine::start(&doors, store, log, dir, durable, executor, observer)
 }
 
 struct OverMemoryEngine;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::filter::{self, Filter};
 use super::{Flow, Op, Range, Read, Result};
 
 /// The key of a change: shared, because an undo log keeps it too.
@@ -26,6 +27,8 @@ pub struct Layer {
     ranges: BTreeMap<LayerKey, LayerKey>,
     /// The keys and values of `points`.
     bytes: usize,
+    /// Of the keys of `points`, once they stay as they are.
+    filter: Option<Filter>,
 }
 
 impl AsRef<Layer> for Layer {
@@ -56,6 +59,7 @@ impl Layer {
     /// Sets what `key` becomes and returns what this layer said of it as a point before.
     pub(crate) fn set(&mut self, key: LayerKey, value: Option<Bytes>) -> Option<Option<Bytes>> {
         let key_bytes = key.len();
+        self.filter = None;
         self.bytes += key_bytes + value.as_ref().map_or(0, Bytes::len);
         let old = self.points.insert(key, value);
         if let Some(old) = &old {
@@ -114,11 +118,44 @@ impl Layer {
         self.ranges.insert(from, to);
     }
 
+    /// Adds all changes of a later layer.
+    pub fn absorb(&mut self, later: &Layer) {
+        for (from, to) in &later.ranges {
+            self.delete_range(from, to);
+        }
+        self.filter = None;
+        // A tree is joined with one of its own size in one pass, and takes a few keys one by one.
+        if later.points.len() < self.points.len() / 16 {
+            for (key, value) in &later.points {
+                self.set(key.clone(), value.clone());
+            }
+            return;
+        }
+        self.points.append(&mut later.points.clone());
+        let points = self.points.iter();
+        self.bytes = points
+            .map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len))
+            .sum();
+    }
+
+    /// Makes the keys that it says nothing of cheap to tell; for a layer that stays as it is.
+    pub fn seal(&mut self) {
+        self.filter = Filter::new(self.points.keys().map(|key| &**key));
+    }
+
     /// What this layer says of `key`: nothing, that it is removed, or its value.
     pub fn get(&self, key: &[u8]) -> Option<Option<&Bytes>> {
         match self.points.get(key) {
             Some(value) => Some(value.as_ref()),
             None => self.covering(key).map(|_| None),
+        }
+    }
+
+    /// The same, by a key whose hash is known.
+    fn get_hashed(&self, key: &[u8], hash: u64) -> Option<Option<&Bytes>> {
+        match &self.filter {
+            Some(filter) if !filter.may_hold(hash) => self.covering(key).map(|_| None),
+            _ => self.get(key),
         }
     }
 
@@ -198,8 +235,12 @@ impl<'a, L: AsRef<Layer>> Stack<'a, L> {
 
 impl<L: AsRef<Layer>> Read for Stack<'_, L> {
     fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        let hash = match self.layers {
+            [] => return self.base.get(key, out),
+            _ => filter::hash(key),
+        };
         for layer in self.layers.iter().rev() {
-            match layer.as_ref().get(key) {
+            match layer.as_ref().get_hashed(key, hash) {
                 Some(Some(value)) => {
                     out(value);
                     return Ok(true);

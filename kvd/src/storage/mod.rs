@@ -1,21 +1,26 @@
 //! Where bytes live: the host's [`Engine`] and its views, change layers, and the [`Store`] that
 //! gives readers one consistent read whatever the engine can do.
 //!
-//! Everything here blocks, and knows no command, clock, task or socket. There is one writer; there
-//! are many readers.
+//! Everything here blocks, and knows no command, clock, task or socket. One thread applies and one
+//! stores; many read.
 
+mod filter;
 mod layer;
 mod memory;
 mod plugin;
 mod store;
 #[cfg(test)]
+pub(crate) mod test_engine;
+#[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use kvd_plugin_api::{Caps, Error, ErrorKind, Feed, Flow, Limits, Mark, Op, Range, Result};
 pub use layer::{Layer, Stack};
 pub use memory::MemoryEngine;
 pub use plugin::PluginEngine;
-pub use store::{ReadView, Store};
+pub use store::{Latest, ReadView, Store};
+pub use waiting::Amount;
 
 /// Reads of one ordered keyspace of byte strings.
 ///

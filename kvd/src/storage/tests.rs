@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 
+use super::test_engine::TestEngine;
 use super::*;
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -248,7 +250,7 @@ fn volatile_engine_is_empty_after_a_crash() {
 #[test]
 fn view_outlives_later_writes() {
     let store = Store::new(Arc::new(MemoryEngine::new()));
-    assert!(!store.views_block_writes());
+    assert!(!store.views_block_stores());
     store.write(&[Op::Put(b"a", b"1")], &mark(1)).unwrap();
     let view = store.read().unwrap();
     store.write(&[Op::Put(b"a", b"2")], &mark(2)).unwrap();
@@ -257,81 +259,37 @@ fn view_outlives_later_writes() {
     assert_eq!(value(&store.read().unwrap(), b"a"), Some(b"2".to_vec()));
 }
 
-/// An engine whose writes can be seen half done by whoever reads meanwhile.
-struct Halves(MemoryEngine);
-
-impl Read for Halves {
-    fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        self.0.get(key, out)
-    }
-    fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
-        self.0.scan(range, out)
-    }
-}
-
-impl Engine for Halves {
-    fn name(&self) -> &str {
-        "halves"
-    }
-    fn version(&self) -> &str {
-        self.0.version()
-    }
-    fn caps(&self) -> Caps {
-        Caps::empty()
-    }
-    fn limits(&self) -> Limits {
-        self.0.limits()
-    }
-    fn mark(&self) -> Result<Mark> {
-        self.0.mark()
-    }
-    fn write(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
-        let before = self.0.mark()?;
-        for op in batch {
-            self.0.write(&[*op], &before)?;
-            for _ in 0..10 {
-                std::thread::yield_now();
-            }
+/// A write that can be seen half done by whoever reads meanwhile.
+fn in_halves(memory: &MemoryEngine, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
+    let before = memory.mark()?;
+    for op in batch {
+        memory.write(&[*op], &before)?;
+        for _ in 0..10 {
+            std::thread::yield_now();
         }
-        self.0.write(&[], mark)
     }
-    fn sync(&self) -> Result<Mark> {
-        self.0.sync()
-    }
-    fn view(&self) -> Result<Box<dyn EngineView>> {
-        Err(Error::unsupported("view"))
-    }
-    fn replace(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
-        self.0.replace(feed, mark)
-    }
-    fn property(&self, name: &str) -> Option<String> {
-        self.0.property(name)
-    }
-    fn properties(&self) -> Vec<String> {
-        self.0.properties()
-    }
-    fn compact(&self) -> Result<()> {
-        self.0.compact()
-    }
-    fn verify(&self) -> Result<()> {
-        self.0.verify()
-    }
-    fn close(&self) -> Result<()> {
-        self.0.close()
-    }
+    memory.write(&[], mark)
 }
 
-/// Readers of an engine without views see, in one view, only what one write left.
-#[test]
-fn without_views_a_read_and_a_write_exclude_each_other() {
-    let store = Store::new(Arc::new(Halves(MemoryEngine::new())));
-    assert!(store.views_block_writes());
-    const WRITES: u64 = 500;
+fn layer(changes: &[Op<'_>]) -> Layer {
+    let mut layer = Layer::new();
+    for change in changes {
+        layer.apply(*change);
+    }
+    layer
+}
+
+/// While one thread applies and another stores, readers see, in one view, only what one apply left,
+/// and never go back.
+fn reads_are_consistent_while_changes_are_stored(caps: Caps) {
+    const APPLIED: u64 = 2000;
+    let store = Store::new(Arc::new(TestEngine::new(caps, in_halves)));
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let store = &store;
+        let (store, done) = (&store, &done);
         let read_all = move || {
             let mut last = 0;
-            while last < WRITES {
+            while last < APPLIED {
                 let view = store.read().unwrap();
                 let index = view.mark().index;
                 assert!(index >= last);
@@ -339,21 +297,255 @@ fn without_views_a_read_and_a_write_exclude_each_other() {
                 assert_eq!(value(&view, b"a"), expected);
                 std::thread::yield_now();
                 assert_eq!(value(&view, b"b"), expected);
+                // One key of a kind is there at a time: a range goes, and the next key comes.
+                let kinds = collect(
+                    &view,
+                    Range {
+                        from: b"k",
+                        to: Some(b"l"),
+                        reverse: false,
+                    },
+                    9,
+                );
+                assert_eq!(kinds.len(), usize::from(index > 0), "{kinds:?}");
                 last = index;
             }
         };
         scope.spawn(read_all);
         scope.spawn(read_all);
-        for index in 1..=WRITES {
+        scope.spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                store.store_all().unwrap();
+                std::thread::yield_now();
+            }
+            store.store_all().unwrap();
+        });
+        for index in 1..=APPLIED {
             let number = index.to_be_bytes();
-            store
-                .write(
-                    &[Op::Put(b"a", &number), Op::Put(b"b", &number)],
-                    &mark(index),
-                )
-                .unwrap();
+            let kind = [b"k", &number[..]].concat();
+            let latest = store.latest();
+            let before = (index > 1).then(|| (index - 1).to_be_bytes().to_vec());
+            assert_eq!(value(&latest, b"a"), before);
+            assert_eq!(
+                collect(&latest, ALL, usize::MAX).len(),
+                if index > 1 { 3 } else { 0 }
+            );
+            let changes = [
+                Op::Put(b"a", &number),
+                Op::DeleteRange(b"k", b"l"),
+                Op::Put(&kind, b""),
+                Op::Put(b"b", &number),
+            ];
+            store.apply(layer(&changes), mark(index));
+            store.tidy();
         }
+        done.store(true, Ordering::Relaxed);
     });
+    assert_eq!(store.waiting(), Amount::default());
+    assert_eq!(store.engine().mark().unwrap(), mark(APPLIED));
+    assert_eq!(
+        value(&**store.engine(), b"b"),
+        Some(APPLIED.to_be_bytes().to_vec())
+    );
+}
+
+#[test]
+fn reads_are_consistent_while_changes_are_stored_under_views() {
+    reads_are_consistent_while_changes_are_stored(Caps::VIEW);
+}
+
+#[test]
+fn reads_are_consistent_while_changes_are_stored_without_views() {
+    reads_are_consistent_while_changes_are_stored(Caps::empty());
+}
+
+/// What happens to a store, in some order.
+#[derive(Debug, Clone)]
+enum Step {
+    Apply(Vec<Change>),
+    Tidy,
+    Store,
+    StoreAll,
+    Unseen,
+    Open,
+    Look,
+    Replace,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => prop::collection::vec(change(), 0..6).prop_map(Step::Apply),
+        4 => Just(Step::Tidy),
+        2 => Just(Step::Store),
+        1 => Just(Step::StoreAll),
+        1 => Just(Step::Unseen),
+        3 => Just(Step::Open),
+        6 => Just(Step::Look),
+        1 => Just(Step::Replace),
+    ]
+}
+
+struct Contents(std::collections::btree_map::IntoIter<Vec<u8>, Vec<u8>>);
+
+impl Feed for Contents {
+    fn next(&mut self, out: &mut dyn FnMut(&[u8], &[u8])) -> Result<bool> {
+        Ok(self.0.next().is_some_and(|(key, value)| {
+            out(&key, &value);
+            true
+        }))
+    }
+}
+
+fn looks_like(read: &dyn Read, model: &Model) {
+    assert_eq!(
+        collect(read, ALL, usize::MAX),
+        expected(model, ALL, usize::MAX)
+    );
+    let reverse = Range {
+        reverse: true,
+        ..ALL
+    };
+    assert_eq!(collect(read, reverse, 5), expected(model, reverse, 5));
+    for first in 0..7 {
+        let key = [first];
+        assert_eq!(value(read, &key), model.get(&key[..]).cloned());
+    }
+}
+
+/// Whatever is stored when, reads see all that was applied, and a view what it saw at first.
+fn a_store_reads_as_if_nothing_waited(caps: Caps, steps: &[Step]) {
+    let memory = Arc::new(MemoryEngine::with_caps(caps));
+    let store = Store::new(memory.clone());
+    let (mut model, mut index) = (Model::new(), 0);
+    let mut views: Vec<(ReadView, Mark, Model)> = Vec::new();
+    for step in steps {
+        // Who stores would wait for ever for the views of this thread.
+        let waits = !caps.contains(Caps::VIEW);
+        if waits && matches!(step, Step::Store | Step::StoreAll | Step::Replace) {
+            views.clear();
+        }
+        match step {
+            Step::Apply(changes) => {
+                index += 1;
+                let mut layer = Layer::new();
+                for change in changes {
+                    change.apply(&mut model);
+                    layer.apply(change.op());
+                }
+                store.apply(layer, mark(index));
+            }
+            Step::Tidy => store.tidy(),
+            Step::Store => {
+                let waited = store.waiting().layers > 0;
+                assert_eq!(store.store_some(u64::MAX).unwrap(), waited);
+            }
+            Step::StoreAll => {
+                store.store_all().unwrap();
+                assert_eq!(store.waiting(), Amount::default());
+                assert_eq!(store.engine().mark().unwrap().index, index);
+                looks_like(&**store.engine(), &model);
+            }
+            Step::Unseen => store.store_unseen(&[]).unwrap(),
+            Step::Open => views.push((store.read().unwrap(), store.mark().unwrap(), model.clone())),
+            Step::Look => {
+                looks_like(&store.latest(), &model);
+                looks_like(&store.read().unwrap(), &model);
+                for (view, mark, model) in &views {
+                    assert_eq!(view.mark(), mark);
+                    looks_like(view, model);
+                }
+            }
+            Step::Replace => {
+                index += 5;
+                model.retain(|key, _| key.first() != Some(&3));
+                model.insert(b"new".to_vec(), b"1".to_vec());
+                let mut contents = Contents(model.clone().into_iter());
+                store.replace(&mut contents, &mark(index)).unwrap();
+                assert_eq!(store.waiting(), Amount::default());
+            }
+        }
+        assert_eq!(store.mark().unwrap().index, index);
+    }
+    drop(views);
+    let durable = store.sync().unwrap();
+    if caps.contains(Caps::DURABLE) {
+        assert_eq!(durable.index, index);
+        memory.crash();
+        looks_like(&*memory, &model);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn a_store_with_views_reads_as_if_nothing_waited(steps in prop::collection::vec(step(), 1..80)) {
+        a_store_reads_as_if_nothing_waited(Caps::DURABLE.with(Caps::VIEW), &steps);
+    }
+
+    #[test]
+    fn a_store_without_views_reads_as_if_nothing_waited(steps in prop::collection::vec(step(), 1..80)) {
+        a_store_reads_as_if_nothing_waited(Caps::DURABLE, &steps);
+    }
+
+    #[test]
+    fn a_volatile_store_reads_as_if_nothing_waited(steps in prop::collection::vec(step(), 1..80)) {
+        a_store_reads_as_if_nothing_waited(Caps::VIEW, &steps);
+    }
+}
+
+/// The first entry has the index of no entry at all, and is not taken for stored.
+#[test]
+fn the_mark_of_the_first_layer_is_seen() {
+    let store = Store::new(Arc::new(MemoryEngine::new()));
+    store.apply(layer(&[Op::Put(b"a", b"1")]), mark(0));
+    let view = store.read().unwrap();
+    assert_eq!(view.mark(), &mark(0));
+    assert_eq!(value(&view, b"a"), Some(b"1".to_vec()));
+}
+
+/// However many layers are applied, a read looks through few, and the engine gets them as few
+/// batches.
+#[test]
+fn many_small_layers_become_few() {
+    let batches = Arc::new(AtomicUsize::new(0));
+    let count = batches.clone();
+    let engine = TestEngine::new(Caps::VIEW, move |memory, batch, mark| {
+        count.fetch_add(1, Ordering::Relaxed);
+        memory.write(batch, mark)
+    });
+    let store = Store::new(Arc::new(engine));
+    let mut most = 0;
+    for index in 1..=10_000_u64 {
+        store.apply(layer(&[Op::Put(&index.to_be_bytes(), b"1")]), mark(index));
+        store.tidy();
+        most = most.max(store.waiting().layers);
+    }
+    assert!(most < 30, "{most} layers");
+    assert_eq!(store.waiting().changes, 10_000);
+    assert!(store.waiting().bytes > 10_000 * 9);
+    store.store_all().unwrap();
+    assert_eq!(batches.load(Ordering::Relaxed), 1);
+    assert_eq!(collect(&**store.engine(), ALL, usize::MAX).len(), 10_000);
+}
+
+/// Much that waits reaches the engine in bounded batches, each with its own mark, and a crash
+/// between two of them leaves a state that was.
+#[test]
+fn batches_for_the_engine_are_bounded() {
+    let store = Store::new(Arc::new(MemoryEngine::new()));
+    let large = vec![0; 3 << 20];
+    for index in 1..=5_u64 {
+        store.apply(layer(&[Op::Put(&index.to_be_bytes(), &large)]), mark(index));
+    }
+    let mut stored = Vec::new();
+    while store.store_some(u64::MAX).unwrap() {
+        let mark = store.engine().mark().unwrap();
+        let entries = collect(&**store.engine(), ALL, usize::MAX).len();
+        assert_eq!(entries as u64, mark.index);
+        stored.push(mark.index);
+    }
+    assert_eq!(stored, [2, 4, 5]);
 }
 
 /// A view that was opened in one thread may be closed in another, and the writer goes on then.

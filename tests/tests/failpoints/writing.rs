@@ -13,8 +13,10 @@ pub(super) const FOLLOWING: &[Point] = &[
     ("apply_before", 7),
     ("apply_visible", 7),
     ("apply_after", 7),
-    ("engine_write_before", 7),
-    ("engine_write_after", 7),
+    ("store_taken", 2),
+    ("engine_write_before", 2),
+    ("engine_write_after", 2),
+    ("store_dropped", 2),
     ("engine_sync_before", 1),
     ("engine_sync_after", 1),
 ];
@@ -24,7 +26,9 @@ pub(super) const LEADING: &[Point] = &[
     ("log_append_before", 20),
     ("log_append_begun", 20),
     ("log_append_after", 20),
-    ("engine_write_after", 20),
+    ("store_taken", 3),
+    ("engine_write_after", 3),
+    ("store_dropped", 3),
     ("apply_visible", 20),
 ];
 
