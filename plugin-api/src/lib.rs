@@ -251,6 +251,11 @@
 //! crate is loaded by every kvd that supports interface 1, whatever compiler made either. Libraries
 //! are never unloaded: a new one takes effect when the node is restarted.
 //!
+//! # In C
+//!
+//! `include/kvd_plugin.h` of this crate is the same interface as a table of functions, for engines in
+//! C: no crate is needed for one. A host loads both alike.
+//!
 //! # Features
 //!
 //! An author needs none, but `testkit` for tests: the conformance suite. `host` is the other side

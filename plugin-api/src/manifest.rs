@@ -14,6 +14,9 @@ pub const SYMBOL: &str = "KVD_PLUGIN_MANIFEST";
 /// The library was built without optimisation.
 pub const FLAG_DEBUG: u64 = 1;
 
+/// The interface is a table in C, not one of abi_stable's modules.
+pub const FLAG_C_TABLE: u64 = 1 << 1;
+
 /// What a library says of itself. Fields may be appended; `size` says how many there are.
 ///
 /// All texts are UTF-8 and end with a NUL.

@@ -68,8 +68,14 @@ fn print_manifest(path: &Path, manifest: &Manifest) {
     println!("file          {}", path.display());
     println!("name          {} {}", manifest.name, manifest.version);
     println!(
-        "plugin API    {} (plugin-api {})",
-        manifest.api_version, manifest.plugin_api
+        "plugin API    {} ({} {})",
+        manifest.api_version,
+        if manifest.is_c {
+            "kvd_plugin.h"
+        } else {
+            "plugin-api"
+        },
+        manifest.plugin_api
     );
     println!("built         {} for {}", manifest.rustc, manifest.target);
     println!(
@@ -127,6 +133,7 @@ fn as_json(path: &Path, manifest: Option<&Manifest>, loaded: Result<&Plugin, &Lo
         value["name"] = json!(manifest.name);
         value["version"] = json!(manifest.version);
         value["interface"] = json!(manifest.api_version);
+        value["language"] = json!(if manifest.is_c { "C" } else { "Rust" });
         value["plugin_api"] = json!(manifest.plugin_api);
         value["rustc"] = json!(manifest.rustc);
         value["target"] = json!(manifest.target);

@@ -275,14 +275,14 @@ pub fn panic_text(payload: &(dyn std::any::Any + Send)) -> &str {
 }
 
 impl ValueSink<'_> {
-    fn give(&mut self, value: &[u8]) {
+    pub(crate) fn give(&mut self, value: &[u8]) {
         // SAFETY: the host lends context and function together, for the time of this call.
         unsafe { (self.call)(self.context, RSlice::from_slice(value)) }
     }
 }
 
 impl EntrySink<'_> {
-    fn give(&mut self, key: &[u8], value: &[u8]) -> Flow {
+    pub(crate) fn give(&mut self, key: &[u8], value: &[u8]) -> Flow {
         // SAFETY: the host lends context and function together, for the time of this call.
         match unsafe {
             (self.call)(

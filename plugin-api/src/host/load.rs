@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use abi_stable::library::{AbiHeaderRef, LibraryError, ROOT_MODULE_LOADER_NAME_WITH_NUL};
 use abi_stable::std_types::{RStr, RVec, Tuple2};
 
+use super::c_engine;
+use super::c_table::Table;
 use super::engine::Engine;
 use crate::abi::v1;
 use crate::{Backend, Caps, Error, ErrorKind, Limits, OptionKind, manifest};
@@ -47,6 +49,8 @@ pub struct Manifest {
     pub api_version: u32,
     /// It was built without optimisation.
     pub debug: bool,
+    /// Its interface is a table in C.
+    pub is_c: bool,
     /// The engine's name.
     pub name: String,
     /// The engine's version.
@@ -92,7 +96,14 @@ pub struct OptionInfo {
 pub struct Plugin {
     path: PathBuf,
     manifest: Manifest,
-    root: v1::Plugin_Ref,
+    root: Root,
+}
+
+/// What is called in it.
+#[derive(Clone, Copy)]
+pub(super) enum Root {
+    Rust(v1::Plugin_Ref),
+    C(&'static Table),
 }
 
 /// Reads the manifest of a library, also of one that cannot be used.
@@ -129,15 +140,20 @@ impl Plugin {
                 manifest::API_VERSION
             )));
         }
-        let root = root_module(library).map_err(|details| LoadError {
-            message: format!(
-                "same API version but another binary layout (plugin-api {} / kvd {}): rebuild it",
-                manifest.plugin_api,
-                env!("CARGO_PKG_VERSION")
-            ),
-            hint: Some("the details are in the debug log".to_owned()),
-            details: Some(details),
-        })?;
+        let root = if manifest.is_c {
+            Root::C(Table::of(library, &manifest)?)
+        } else {
+            Root::Rust(root_module(library).map_err(|details| LoadError {
+                message: format!(
+                    "same API version but another binary layout (plugin-api {} / kvd {}): rebuild \
+                     it",
+                    manifest.plugin_api,
+                    env!("CARGO_PKG_VERSION")
+                ),
+                hint: Some("the details are in the debug log".to_owned()),
+                details: Some(details),
+            })?)
+        };
         Ok(Plugin {
             path: path.to_owned(),
             manifest,
@@ -180,11 +196,14 @@ impl Plugin {
 ///
 /// As for [`Plugin::open`].
 pub fn open_linked<B: Backend>(dir: &Path, options: &[(String, String)]) -> Result<Engine, Error> {
-    open(v1::plugin::<B>(), dir, options)
+    open(Root::Rust(v1::plugin::<B>()), dir, options)
 }
 
-pub(super) fn describe(root: v1::Plugin_Ref) -> Description {
-    let description = (root.describe())();
+fn describe(root: Root) -> Description {
+    let description = match root {
+        Root::Rust(root) => (root.describe())(),
+        Root::C(table) => return table.describe(),
+    };
     Description {
         name: description.name.into_string(),
         version: description.version.into_string(),
@@ -207,21 +226,27 @@ pub(super) fn describe(root: v1::Plugin_Ref) -> Description {
     }
 }
 
-pub(super) fn open(
-    root: v1::Plugin_Ref,
-    dir: &Path,
-    options: &[(String, String)],
-) -> Result<Engine, Error> {
-    let text = dir
-        .to_str()
-        .ok_or_else(|| Error::new(ErrorKind::Other, "the directory's name is not UTF-8"))?;
-    let options: RVec<_> = options
-        .iter()
-        .map(|(name, value)| Tuple2(name.as_str().into(), value.as_str().into()))
-        .collect();
-    let opened = (root.open())(RStr::from_str(text), options, context());
-    let boxed = opened.into_result().map_err(Error::from)?;
-    Ok(Engine::new(boxed, describe(root)))
+pub(super) fn open(root: Root, dir: &Path, options: &[(String, String)]) -> Result<Engine, Error> {
+    let description = describe(root);
+    let opened = match root {
+        Root::Rust(root) => {
+            let text = dir
+                .to_str()
+                .ok_or_else(|| Error::new(ErrorKind::Other, "the directory's name is not UTF-8"))?;
+            let options: RVec<_> = options
+                .iter()
+                .map(|(name, value)| Tuple2(name.as_str().into(), value.as_str().into()))
+                .collect();
+            (root.open())(RStr::from_str(text), options, context())
+                .into_result()
+                .map_err(Error::from)?
+        }
+        Root::C(table) => {
+            let level = log::max_level() as u8;
+            c_engine::open(table, &description.name, dir, options, level)?
+        }
+    };
+    Ok(Engine::new(opened, description))
 }
 
 pub(super) fn context() -> v1::HostContext {
@@ -232,7 +257,7 @@ pub(super) fn context() -> v1::HostContext {
     }
 }
 
-extern "C" fn forward(level: u8, target: RStr<'_>, message: RStr<'_>) {
+pub(super) extern "C" fn forward(level: u8, target: RStr<'_>, message: RStr<'_>) {
     let level = match level {
         1 => log::Level::Error,
         2 => log::Level::Warn,
@@ -345,6 +370,7 @@ unsafe fn copy_manifest(at: *const manifest::Manifest) -> Result<Manifest, LoadE
         Ok(Manifest {
             api_version: manifest.api_version,
             debug: manifest.flags & manifest::FLAG_DEBUG != 0,
+            is_c: manifest.flags & manifest::FLAG_C_TABLE != 0,
             name: text(manifest.name),
             version: text(manifest.version),
             plugin_api: text(manifest.plugin_api),

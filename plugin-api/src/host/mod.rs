@@ -3,6 +3,8 @@
 //! What is cheapest and most stable is checked first: the file, then the manifest (plain C data),
 //! then the interface's version, then the binary layout; only then is anything called.
 
+mod c_engine;
+mod c_table;
 mod engine;
 mod load;
 mod peek;

@@ -144,9 +144,11 @@ impl<'a> Elf<'a> {
             Some(String::from_utf8_lossy(text).into_owned())
         };
         let text = |field| text(field).unwrap_or_default();
+        let flags = self.number(at + 16, 8)?;
         Some(Manifest {
             api_version: self.number(at + 12, 4)? as u32,
-            debug: self.number(at + 16, 8)? & manifest::FLAG_DEBUG != 0,
+            debug: flags & manifest::FLAG_DEBUG != 0,
+            is_c: flags & manifest::FLAG_C_TABLE != 0,
             name: text(std::mem::offset_of!(manifest::Manifest, name)),
             version: text(std::mem::offset_of!(manifest::Manifest, version)),
             plugin_api: text(std::mem::offset_of!(manifest::Manifest, plugin_api)),

@@ -268,7 +268,7 @@ impl Feed for Script {
 
 fn try_open(dir: &Path, fault: &str) -> Result<Engine> {
     let options = [("fault".to_owned(), fault.to_owned())];
-    load::open(v1::plugin::<Rogue>(), dir, &options)
+    load::open(load::Root::Rust(v1::plugin::<Rogue>()), dir, &options)
 }
 
 fn open(fault: &str) -> (tempfile::TempDir, Engine) {
@@ -356,7 +356,11 @@ fn a_panic_in_open_is_an_error() {
 fn a_wrong_option_does_not_reach_the_engine() {
     let dir = tempfile::tempdir().unwrap();
     let options = [("falut".to_owned(), "x".to_owned())];
-    let opened = load::open(v1::plugin::<Rogue>(), dir.path(), &options);
+    let opened = load::open(
+        load::Root::Rust(v1::plugin::<Rogue>()),
+        dir.path(),
+        &options,
+    );
     assert_eq!(
         opened.map(drop).unwrap_err().kind(),
         ErrorKind::InvalidOption
