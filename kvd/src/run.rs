@@ -16,6 +16,7 @@ use kvd::node::{Node, Parts, Settings, StartError};
 use kvd::raft::log::LogStore;
 use kvd::raft::transport::{Auth, NoAuth, Secret};
 use kvd::server::{self, Server, ServerSettings};
+use kvd::storage::Calls;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{Failed, plugin};
@@ -69,7 +70,9 @@ async fn serve(
     let clients = bind(&config.addr).await?;
     let mut peers = bind(&config.raft_addr).await?;
     let dir = DataDir::open(&config.directory, &birth, &doors.random).map_err(data_dir_failed)?;
-    let open_engine = plugin::opener(plugin, config.backend_options.clone());
+    let calls = Arc::<Calls>::default();
+    kvd::doors::spawn(plugin::watch(description.name.clone(), calls.clone()));
+    let open_engine = plugin::opener(plugin, config.backend_options.clone(), calls);
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         pid = std::process::id(),

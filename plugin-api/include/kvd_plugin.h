@@ -67,7 +67,7 @@ extern "C" {
 
 /* The interface of this header, and its own version within it. */
 #define KVD_API_VERSION 1
-#define KVD_HEADER_VERSION "1.0.0"
+#define KVD_HEADER_VERSION "1.1.0"
 
 /* Bytes that are lent. Where `len` is 0, `data` may be anything. */
 typedef struct kvd_bytes {
@@ -214,6 +214,7 @@ typedef struct kvd_open {
 #define KVD_CAP_FAST_DELETE_RANGE (UINT64_C(1) << 3) /* much cheaper than deleting each key */
 #define KVD_CAP_COMPACT (UINT64_C(1) << 4)   /* compact */
 #define KVD_CAP_VERIFY (UINT64_C(1) << 5)    /* verify checks more than that all can be read */
+#define KVD_CAP_RECONFIGURE (UINT64_C(1) << 6) /* reconfigure; since 1.1 */
 
 /* The table. `engine` is what open has left, `view` what view has left; neither is NULL. */
 typedef struct kvd_backend {
@@ -295,6 +296,13 @@ typedef struct kvd_backend {
     /* Makes everything durable and lets go of the files; at most once, and nothing but view_free and
      * free is called afterwards. Without it the host calls sync. */
     kvd_status (*close)(void *engine, kvd_error *error);
+
+    /* Since 1.1. Takes new values of options while the engine is open; KVD_CAP_RECONFIGURE. There is
+     * a value for each option, as in open. It comes at any time, also during other calls, but never
+     * beside itself, returns soon, and changes no contents. All of it is taken, or nothing:
+     * KVD_INVALID_OPTION for one that cannot be changed while the engine is open, with its name. */
+    kvd_status (*reconfigure)(void *engine, const kvd_option_value *options, size_t options_len,
+                              kvd_error *error);
 } kvd_backend;
 
 /* The manifest: what `kvd plugin info` reads, also of a library that cannot be loaded. */
@@ -308,6 +316,7 @@ typedef struct kvd_manifest {
     const char *plugin_api;
     const char *compiler;
     const char *target;
+    const char *about; /* since 1.1 */
 } kvd_manifest;
 
 #define KVD_MANIFEST_DEBUG (UINT64_C(1) << 0)   /* built without optimisation */
@@ -351,10 +360,14 @@ extern __attribute__((visibility("default"))) const kvd_manifest KVD_PLUGIN_MANI
 
 /* Writes the manifest of an engine: its name (lower-case letters, digits, - and _) and its version.
  * Once in a library. */
-#define KVD_PLUGIN(name_text, version_text)                                                        \
+#define KVD_PLUGIN(name_text, version_text) KVD_PLUGIN_ABOUT(name_text, version_text, NULL)
+
+/* The same with a sentence on the engine, for `kvd plugin list`: what it is good for, or what to
+ * know before using it. Since 1.1. */
+#define KVD_PLUGIN_ABOUT(name_text, version_text, about_text)                                      \
     KVD_SYMBOL const kvd_manifest KVD_PLUGIN_MANIFEST = {                                          \
         "KVDPLUG",          sizeof(kvd_manifest), KVD_API_VERSION, KVD_MANIFEST_FLAGS, name_text,  \
-        version_text,       KVD_HEADER_VERSION,   KVD_COMPILER,    KVD_TARGET}
+        version_text,       KVD_HEADER_VERSION,   KVD_COMPILER,    KVD_TARGET,         about_text}
 
 /* The table of an engine; defined by its author. */
 extern __attribute__((visibility("default"))) const kvd_backend kvd_backend_v1;
@@ -396,13 +409,21 @@ static inline void kvd_log(const kvd_host *host, uint32_t level, const char *for
 
 /* The option of a name; NULL for one that the table does not have. */
 KVD_MAY_BE_UNUSED
-static inline const kvd_option_value *kvd_option_named(const kvd_open *cx, const char *name)
+static inline const kvd_option_value *kvd_option_among(const kvd_option_value *options,
+                                                       size_t options_len, const char *name)
 {
     size_t at;
-    for (at = 0; at < cx->options_len; at++)
-        if (strcmp(cx->options[at].name, name) == 0)
-            return &cx->options[at];
+    for (at = 0; at < options_len; at++)
+        if (strcmp(options[at].name, name) == 0)
+            return &options[at];
     return NULL;
+}
+
+/* The same of what open was given. */
+KVD_MAY_BE_UNUSED
+static inline const kvd_option_value *kvd_option_named(const kvd_open *cx, const char *name)
+{
+    return kvd_option_among(cx->options, cx->options_len, name);
 }
 
 /* Orders keys: below 0, 0 or above 0. */

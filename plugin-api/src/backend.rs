@@ -87,6 +87,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     const NAME: &'static str;
     /// The engine's own version, for messages: usually that of the wrapped library.
     const VERSION: &'static str;
+    /// A sentence on the engine, of at most 255 bytes, for `kvd plugin list`: what it is good for,
+    /// or what to know before using it. Since 1.1 of this crate.
+    const ABOUT: &'static str = "";
     /// What the engine can do beyond the minimum.
     const CAPS: Caps = Caps::empty();
     /// The largest things it can store.
@@ -192,6 +195,21 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// `Corruption`, `Io`.
     fn verify(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Takes new values of options while the engine is open; needs [`Caps::RECONFIGURE`]. Since 1.1
+    /// of this crate.
+    ///
+    /// `options` has a value for each, as [`OpenContext::options`] has. It comes at any time, also
+    /// during other calls, but never beside itself, returns soon, and changes no contents. All of it
+    /// is taken, or nothing.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` unless overridden; `InvalidOption` for one that cannot be changed while the
+    /// engine is open, with its name.
+    fn reconfigure(&self, _options: &Options) -> Result<()> {
+        Err(Error::unsupported("reconfigure"))
     }
 
     /// Makes everything durable and lets go of the files. Called at most once; nothing but the

@@ -206,7 +206,8 @@
 //!
 //! [`Backend::OPTIONS`] lists what an operator may set by `--backend-opt name=value`, with kinds,
 //! defaults and help texts. kvd refuses unknown names and bad values before the engine is called;
-//! [`OpenContext::options`] has a value for each.
+//! [`OpenContext::options`] has a value for each. An engine that claims [`Caps::RECONFIGURE`] takes
+//! new values while it is open.
 //!
 //! # Errors
 //!
@@ -221,7 +222,7 @@
 //! | `Corruption` | stored data is damaged | the node stops, and nothing enters the engine any more |
 //! | `Panic` | the engine panicked; made by this crate, not by authors | as for `Corruption` |
 //! | `TooLarge` | above the engine's limits; kvd checks them before | the node stops |
-//! | `Unsupported` | `view` or `compact` without the capability | the caller does without |
+//! | `Unsupported` | `view`, `compact` or `reconfigure` without the capability | the caller does without |
 //! | `Closed` | a call after `close` | a fault of the host's |
 //!
 //! A panic is caught before it leaves the library, in every call and destructor: the node says what
@@ -246,8 +247,9 @@
 //!
 //! A library says which interface it was built for: this is interface 1. A released interface never
 //! changes. What is added comes as a new capability, option, property or code, or as a call that may
-//! be refused, and a host or a library that does not know it goes on as before; what does not fit
-//! that way will be interface 2, beside this one. A library that was built with any 1.x of this
+//! be refused, and a host or a library that does not know it goes on as before; so it was with
+//! [`Backend::ABOUT`] and [`Backend::reconfigure`], since 1.1. What does not fit that way will be
+//! interface 2, beside this one. A new item of a trait has a default, so that sources go on too. A library that was built with any 1.x of this
 //! crate is loaded by every kvd that supports interface 1, whatever compiler made either. Libraries
 //! are never unloaded: a new one takes effect when the node is restarted.
 //!
@@ -310,6 +312,7 @@ macro_rules! export_backend {
 
             static NAME: [u8; 256] = manifest::text(<$engine as $crate::Backend>::NAME);
             static VERSION: [u8; 256] = manifest::text(<$engine as $crate::Backend>::VERSION);
+            static ABOUT: [u8; 256] = manifest::text(<$engine as $crate::Backend>::ABOUT);
 
             #[allow(unsafe_code, reason = "the symbol that kvd looks for")]
             #[unsafe(no_mangle)]
@@ -323,6 +326,7 @@ macro_rules! export_backend {
                 plugin_api: manifest::PLUGIN_API.as_ptr().cast(),
                 rustc: manifest::RUSTC.as_ptr().cast(),
                 target: manifest::TARGET.as_ptr().cast(),
+                about: ABOUT.as_ptr().cast(),
             };
         };
     };

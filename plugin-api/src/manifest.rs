@@ -41,7 +41,12 @@ pub struct Manifest {
     pub rustc: *const c_char,
     /// The target.
     pub target: *const c_char,
+    /// A sentence on the engine; since 1.1.
+    pub about: *const c_char,
 }
+
+/// The bytes of the structure as interface 1 was first released: up to and with `target`.
+pub const SIZE_MIN: usize = std::mem::offset_of!(Manifest, about);
 
 #[expect(
     unsafe_code,

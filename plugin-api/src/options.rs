@@ -37,6 +37,37 @@ impl Options {
         Ok(Options { values })
     }
 
+    /// `given`, as it crosses the interface in one piece: for each text its length, in four bytes of
+    /// little endian, and its bytes.
+    #[cfg(feature = "host")]
+    pub(crate) fn pack<'a>(given: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
+        let mut packed = Vec::new();
+        for text in given.into_iter().flat_map(|(name, value)| [name, value]) {
+            packed.extend_from_slice(&(text.len() as u32).to_le_bytes());
+            packed.extend_from_slice(text.as_bytes());
+        }
+        packed
+    }
+
+    /// What [`pack`](Self::pack) has put together.
+    pub(crate) fn unpack(packed: &[u8]) -> Result<Vec<(&str, &str)>> {
+        fn text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+            let (len, behind) = rest.split_first_chunk::<4>()?;
+            let (text, behind) = behind.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+            *rest = behind;
+            std::str::from_utf8(text).ok()
+        }
+        let mut rest = packed;
+        let mut pairs = Vec::new();
+        while !rest.is_empty() {
+            match (text(&mut rest), text(&mut rest)) {
+                (Some(name), Some(value)) => pairs.push((name, value)),
+                _ => return Err(invalid("the options cannot be read".to_owned())),
+            }
+        }
+        Ok(pairs)
+    }
+
     /// The text of an option.
     ///
     /// # Panics
@@ -174,6 +205,22 @@ mod tests {
         assert_eq!(options.duration("wait"), Duration::from_secs(5));
         assert_eq!((options.int("threads"), options.str("mode")), (2, "small"));
         assert_eq!(Options::parse(SPECS, []).unwrap().size("cache"), 256 << 20);
+    }
+
+    #[test]
+    #[cfg(feature = "host")]
+    fn options_cross_the_interface_in_one_piece() {
+        let given = [("cache", "1024"), ("label", ""), ("mode", "größer")];
+        let packed = Options::pack(given);
+        assert_eq!(Options::unpack(&packed).unwrap(), given);
+        assert!(Options::unpack(&[]).unwrap().is_empty());
+        for cut in 1..packed.len() {
+            // What is cut between two options is shorter, and nothing worse.
+            if let Ok(read) = Options::unpack(&packed[..cut]) {
+                assert!(given.starts_with(&read), "{cut}");
+            }
+        }
+        assert!(Options::unpack(&[0xff; 9]).is_err());
     }
 
     #[test]

@@ -129,6 +129,8 @@ impl Caps {
     pub const COMPACT: Caps = Caps(1 << 4);
     /// `verify` checks more than that everything can be read.
     pub const VERIFY: Caps = Caps(1 << 5);
+    /// `reconfigure` takes new values of options while the engine is open. Since 1.1.
+    pub const RECONFIGURE: Caps = Caps(1 << 6);
 
     /// No capability.
     pub const fn empty() -> Self {
@@ -165,6 +167,7 @@ impl Caps {
             (Caps::FAST_DELETE_RANGE, "fast-delete-range"),
             (Caps::COMPACT, "compact"),
             (Caps::VERIFY, "verify"),
+            (Caps::RECONFIGURE, "reconfigure"),
         ]
         .into_iter()
         .filter(|(cap, _)| self.contains(*cap))

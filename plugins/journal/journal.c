@@ -24,7 +24,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-KVD_PLUGIN("journal", "1.0.0");
+KVD_PLUGIN_ABOUT("journal", "1.0.0", "an example in C: all in memory, with a journal on disk");
 
 /* ---- The tree: a treap of nodes that nobody changes who is not alone with them. ---- */
 
@@ -509,7 +509,7 @@ typedef struct engine {
     const kvd_host *host;
     int dir, lock, file;
     uint64_t file_len;
-    uint64_t slack;
+    uint64_t slack; /* changes while others read it */
     pthread_rwlock_t guard; /* of what follows, for those that read it */
     state state;
 } engine;
@@ -680,7 +680,7 @@ static kvd_status journal_sync(void *at, const kvd_mark_out *out, kvd_error *err
 {
     engine *e = at;
     kvd_status status = KVD_OK;
-    if (e->file_len > 2 * e->state.bytes + e->slack) {
+    if (e->file_len > 2 * e->state.bytes + __atomic_load_n(&e->slack, __ATOMIC_RELAXED)) {
         kvd_log(e->host, KVD_LOG_DEBUG, "the journal of %" PRIu64 " bytes is written anew",
                 e->file_len);
         status = journal_compact(e, error);
@@ -804,6 +804,16 @@ static kvd_status journal_verify(void *at, kvd_error *error)
     return status;
 }
 
+static kvd_status journal_reconfigure(void *at, const kvd_option_value *options, size_t options_len,
+                                      kvd_error *error)
+{
+    engine *e = at;
+    const kvd_option_value *slack = kvd_option_among(options, options_len, "slack");
+    (void)error;
+    __atomic_store_n(&e->slack, slack->number, __ATOMIC_RELAXED);
+    return KVD_OK;
+}
+
 static void journal_free(void *at)
 {
     engine *e = at;
@@ -869,7 +879,7 @@ static const kvd_option OPTIONS[] = {
 KVD_SYMBOL const kvd_backend kvd_backend_v1 = {
     .size = sizeof(kvd_backend),
     .caps = KVD_CAP_DURABLE | KVD_CAP_VIEW | KVD_CAP_FAST_READ | KVD_CAP_FAST_DELETE_RANGE |
-            KVD_CAP_COMPACT | KVD_CAP_VERIFY,
+            KVD_CAP_COMPACT | KVD_CAP_VERIFY | KVD_CAP_RECONFIGURE,
     .options = OPTIONS,
     .options_len = sizeof(OPTIONS) / sizeof(OPTIONS[0]),
     .open = journal_open,
@@ -888,4 +898,5 @@ KVD_SYMBOL const kvd_backend kvd_backend_v1 = {
     .property = journal_property,
     .compact = journal_compact,
     .verify = journal_verify,
+    .reconfigure = journal_reconfigure,
 };

@@ -98,6 +98,7 @@ impl Engine {
 /// One that delays has written everything when it is dropped in order.
 impl Drop for Engine {
     fn drop(&mut self) {
+        misbehave(&self.fault, "drop");
         if self.fault == "delay in sync" {
             drop(self.save());
         }

@@ -31,7 +31,7 @@ fn compiled(source: &str, name: &str, more: &[&str]) -> PathBuf {
     library
 }
 
-fn journal() -> &'static Path {
+pub(crate) fn journal() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| compiled("plugins/journal/journal.c", "kvd_journal", &[]))
 }
@@ -81,10 +81,11 @@ fn a_library_in_c_says_what_it_is() {
     assert_eq!(code, Some(exit::OK), "{told}");
     for part in [
         "name          journal 1.0.0",
-        "plugin API    1 (kvd_plugin.h 1.0.0)",
+        "plugin API    1 (kvd_plugin.h 1.1.0)",
         "built         cc ",
         "optimised",
-        "durable, view, fast-read, fast-delete-range, compact, verify",
+        "durable, view, fast-read, fast-delete-range, compact, verify, reconfigure",
+        "about         an example in C: all in memory",
         "slack (size, default 16MiB)",
         "longest key   no limit",
     ] {
@@ -128,6 +129,23 @@ fn a_node_runs_on_an_engine_in_c() {
         node.client().call(&["GET", "key:499"]),
         Reply::bulk("value 499")
     );
+    // An engine that can takes other options while it serves.
+    let set = |option: &str| {
+        node.client()
+            .call(&["CONFIG", "SET", "backend-opt", option])
+    };
+    assert_eq!(set("slack=1MiB"), Reply::Ok);
+    for (option, why) in [
+        (
+            "slack=lots",
+            "option 'slack' is 'lots', expected a size such as 64MiB",
+        ),
+        ("slick=1MiB", "unknown option 'slick' (known: slack)"),
+        ("slack", "argument must be name=value"),
+    ] {
+        let refused = format!("{:?}", set(option));
+        assert!(refused.contains(why), "{option}: {refused}");
+    }
     let info = node.client().call(&["INFO", "backend"]);
     let info = format!("{info:?}");
     assert!(info.contains("backend_name:journal"), "{info}");

@@ -18,6 +18,7 @@ mod disk;
 mod engine_power;
 mod failover;
 mod failpoints;
+mod first_release;
 mod fuzz;
 mod identity;
 mod io_errors;

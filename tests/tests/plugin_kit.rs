@@ -8,15 +8,16 @@ use std::sync::OnceLock;
 
 use kvd::exit;
 use kvd::resp::Reply;
+use kvd_plugin_api::manifest::PLUGIN_API;
 use kvd_tests::{Node, alone, built, kvd, refused, repository, until};
 use serde_json::Value;
 
 /// Where crates outside of the tree are made and built; what they depend on is compiled once.
-fn kit() -> PathBuf {
+pub(crate) fn kit() -> PathBuf {
     built().parent().expect("a target folder").join("kit")
 }
 
-fn cargo(folder: &Path, args: &[&str]) -> Output {
+pub(crate) fn cargo(folder: &Path, args: &[&str]) -> Output {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     Command::new(cargo)
         .args(args)
@@ -28,7 +29,7 @@ fn cargo(folder: &Path, args: &[&str]) -> Output {
 }
 
 #[track_caller]
-fn succeeds(output: &Output) {
+pub(crate) fn succeeds(output: &Output) {
     assert!(
         output.status.success(),
         "{}\n{}{}",
@@ -54,7 +55,8 @@ fn interface() -> &'static Path {
             "--allow-dirty",
         ];
         succeeds(&cargo(&repository(), &args));
-        let packed = kit().join("package/kvd-plugin-api-1.0.0.crate");
+        let name = format!("kvd-plugin-api-{}", PLUGIN_API.trim_end_matches('\0'));
+        let packed = kit().join("package").join(format!("{name}.crate"));
         let unpacked = kit().join("unpacked");
         // Files of an earlier version would be taken along; times that are kept would hide changes.
         drop(fs::remove_dir_all(&unpacked));
@@ -62,7 +64,7 @@ fn interface() -> &'static Path {
         let mut tar = Command::new("tar");
         tar.arg("-xmf").arg(packed).arg("-C").arg(&unpacked);
         succeeds(&tar.output().expect("tar runs"));
-        unpacked.join("kvd-plugin-api-1.0.0")
+        unpacked.join(name)
     })
 }
 
@@ -186,6 +188,11 @@ fn an_engine_that_misbehaves_fails_the_clause_and_not_the_run() {
             "the plugin panicked: as it was told",
         ),
         (
+            "block in open",
+            "new_engine_is_empty",
+            "it did not end within 2 s",
+        ),
+        (
             "panic in get",
             "new_engine_is_empty",
             "get failed: the plugin panicked",
@@ -226,6 +233,9 @@ fn an_engine_that_misbehaves_fails_the_clause_and_not_the_run() {
         assert!(failed.contains(how), "{fault}: {said}");
         assert!(said.contains("kvd: backend '"), "{fault}: {said}");
     }
+    // A destructor's panic is caught, and breaks no clause.
+    let (code, said) = check(rogue(), &["--backend-opt=fault=panic in drop"]);
+    assert_eq!(code, Some(exit::OK), "{said}");
     // Where an orderly end hides it, killing does not.
     let (code, said) = check(rogue(), &["--backend-opt=fault=delay in sync", "--crash=5"]);
     assert_eq!(code, Some(exit::CONFIG), "{said}");
@@ -266,6 +276,17 @@ fn a_panic_of_the_engine_ends_its_node_in_order_and_is_named() {
     }
 }
 
+/// Its node ends as if nothing had happened, and says what did.
+#[test]
+fn a_panic_of_the_engines_destructor_goes_no_further() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut node = node_with("panic in drop", temp.path());
+    node.start();
+    assert_eq!(node.client().call(&["SET", "a", "1"]), Reply::Ok);
+    assert_eq!(node.terminate(), Some(exit::OK), "{}", node.log());
+}
+
 /// Nothing can take the engine's thread away from it, but the others go on, and the client is told
 /// what is known.
 #[test]
@@ -277,6 +298,25 @@ fn an_engine_that_blocks_in_a_write_does_not_block_its_node() {
     let reply = node.client().call(&["SET", "a", "1"]);
     assert_eq!(reply.error_prefix(), Some("TIMEOUT"), "{reply:?}");
     assert_eq!(node.client().call(&["PING"]), Reply::pong());
+    let line = "the engine 'rogue' has not returned from write for 5 s";
+    assert!(node.log().contains(line), "{}", node.log());
+}
+
+/// A start waits for its engine, whatever comes, but says so.
+#[test]
+fn a_start_that_waits_for_its_engine_says_so() {
+    let _alone = alone();
+    for call in ["open", "sync"] {
+        let temp = tempfile::tempdir().unwrap();
+        let mut node = node_with(&format!("block in {call}"), temp.path());
+        node.spawn();
+        let line = format!("the engine 'rogue' has not returned from {call} for 5 s");
+        until("the node says what it waits for", || {
+            node.log().contains(&line)
+        });
+        assert!(node.exited().is_none(), "{}", node.log());
+        node.kill();
+    }
 }
 
 #[test]
@@ -403,6 +443,7 @@ fn a_manifest_is_told_also_of_a_file_that_cannot_be_loaded() {
             (&false.into(), &interface.into())
         );
         for same in [
+            "about",
             "name",
             "version",
             "plugin_api",
@@ -468,7 +509,13 @@ fn plugins_are_listed_with_what_keeps_them_from_being_loaded() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    assert_eq!(found.len(), said.lines().count());
+    // What a library says of itself stands below it.
+    let lines = said.lines().filter(|line| !line.starts_with(' '));
+    assert_eq!(found.len(), lines.count());
+    assert!(
+        said.contains("\n    experimental: "),
+        "sled says so: {said}"
+    );
     assert!(
         found
             .iter()

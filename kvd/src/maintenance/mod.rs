@@ -59,7 +59,7 @@ fn engine(flags: &EngineFlags, written_by: Option<&str>) -> Result<Engine, Faile
     let name = plugin.describe().name;
     Ok(Engine {
         name,
-        open: plugin::opener(plugin, backend_options),
+        open: plugin::opener(plugin, backend_options, std::sync::Arc::default()),
         limits: limits.keyspace(),
     })
 }

@@ -510,6 +510,24 @@ impl Node {
         }
     }
 
+    /// Gives an option of the engine, as `name=value`, another value.
+    ///
+    /// # Errors
+    ///
+    /// Why that cannot be.
+    pub fn set_backend_option(&self, option: &str) -> Result<(), String> {
+        let (name, value) = option
+            .split_once('=')
+            .ok_or_else(|| "argument must be name=value".to_owned())?;
+        let core = self
+            .core()
+            .map_err(|_| "the engine is not open".to_owned())?;
+        let engine = core.machine.store().engine().clone();
+        engine
+            .set_option(name, value)
+            .map_err(|error| error.to_string())
+    }
+
     /// The lines of INFO's `# Backend`.
     pub fn backend_info(&self) -> Vec<(String, String)> {
         let mut lines = Vec::new();

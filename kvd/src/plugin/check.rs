@@ -49,8 +49,11 @@ pub(super) fn check(flags: &PluginCheckFlags) -> Result<(), Failed> {
         engine.version,
         trials.file.display()
     );
+    let mut number = 0;
     let try_one = |clause: &testkit::Clause| {
-        begin(clause.name());
+        number += 1;
+        let all = testkit::Clause::all().len();
+        begin(&format!("{}, {number} of {all}", clause.name()));
         trials.clause(clause.name())
     };
     let report = testkit::run_with(&engine.name, engine.caps, try_one, |clause, outcome| {
@@ -59,7 +62,6 @@ pub(super) fn check(flags: &PluginCheckFlags) -> Result<(), Failed> {
     let mut broken: Vec<&str> = report.broken().map(|(name, _)| name).collect();
     let rounds = flags.crash.unwrap_or(if flags.quick { 1 } else { 5 });
     if rounds > 0 {
-        begin(CRASH);
         let outcome = if report.is_ok() {
             trials.crash(rounds, engine.caps.contains(Caps::DURABLE))
         } else {
@@ -86,13 +88,17 @@ pub(super) fn check(flags: &PluginCheckFlags) -> Result<(), Failed> {
 fn begin(name: &str) {
     let mut out = std::io::stdout();
     if out.is_terminal() {
-        print!("  ...      {name}\r");
+        // To the end of the line: the one before may have been longer.
+        print!("  ...      {name}\x1b[K\r");
         // The line is for comfort only.
         let _ = out.flush();
     }
 }
 
 fn tell(name: &str, text: &str, outcome: &Outcome) {
+    if std::io::stdout().is_terminal() {
+        print!("\x1b[K");
+    }
     match outcome {
         Outcome::Kept => println!("  ok       {name}"),
         Outcome::Skipped(why) => println!("  n/a      {name}: {why}"),
@@ -227,6 +233,7 @@ impl Trials<'_> {
             fs::create_dir(&engine).map_err(|error| error.to_string())?;
             let mut at = 0;
             for round in 1..=rounds {
+                begin(&format!("{CRASH}, {round} of {rounds}"));
                 at = self
                     .crash_once(&dir, if is_durable { at } else { 0 }, &mut random)
                     .map_err(|how| format!("kill {round} of {rounds}: {how}"))?;

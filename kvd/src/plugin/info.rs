@@ -37,6 +37,11 @@ pub(super) fn list(json: bool) -> Result<(), Failed> {
             (Ok(_), None) => "ok".to_owned(),
         };
         println!("{name:<20} {interface}  {}  {state}", found.path.display());
+        if let Ok(manifest) = &manifest
+            && !manifest.about.is_empty()
+        {
+            println!("    {}", manifest.about);
+        }
     }
     Ok(())
 }
@@ -67,6 +72,9 @@ pub(super) fn info(spec: &str, json: bool) -> Result<(), Failed> {
 fn print_manifest(path: &Path, manifest: &Manifest) {
     println!("file          {}", path.display());
     println!("name          {} {}", manifest.name, manifest.version);
+    if !manifest.about.is_empty() {
+        println!("about         {}", manifest.about);
+    }
     println!(
         "plugin API    {} ({} {})",
         manifest.api_version,
@@ -132,6 +140,7 @@ fn as_json(path: &Path, manifest: Option<&Manifest>, loaded: Result<&Plugin, &Lo
     if let Some(manifest) = manifest {
         value["name"] = json!(manifest.name);
         value["version"] = json!(manifest.version);
+        value["about"] = json!((!manifest.about.is_empty()).then_some(&manifest.about));
         value["interface"] = json!(manifest.api_version);
         value["language"] = json!(if manifest.is_c { "C" } else { "Rust" });
         value["plugin_api"] = json!(manifest.plugin_api);

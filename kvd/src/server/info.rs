@@ -85,13 +85,19 @@ fn yes(on: bool) -> String {
     if on { "yes" } else { "no" }.to_owned()
 }
 
+/// The setting that is not the server's own: an option of the engine, as `name=value`.
+pub(super) const BACKEND_OPTION: &str = "backend-opt";
+
+/// A CONFIG SET that could not be.
+pub(super) fn set_failed(name: &str, why: &str) -> Reply {
+    Reply::error(format!(
+        "ERR CONFIG SET failed (possibly related to argument '{name}') - {why}"
+    ))
+}
+
 /// CONFIG SET of one setting.
 pub(super) fn set(settings: &mut ServerSettings, name: &str, value: &str) -> Result<(), Reply> {
-    let failed = |why: &str| {
-        Reply::error(format!(
-            "ERR CONFIG SET failed (possibly related to argument '{name}') - {why}"
-        ))
-    };
+    let failed = |why: &str| set_failed(name, why);
     match name {
         "maxclients" => {
             settings.clients_max = value

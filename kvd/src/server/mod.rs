@@ -78,6 +78,8 @@ pub trait Service: Clone + Send + Sync + 'static {
     fn leader_known(&self, hold: Duration) -> impl Future<Output = bool> + Send;
     /// The lines of INFO's `# Backend`.
     fn backend_info(&self) -> Vec<(String, String)>;
+    /// Gives an option of the engine, as `name=value`, another value, or says why not.
+    fn set_backend_option(&self, option: &str) -> Result<(), String>;
     /// The lines of INFO's `# Raft`.
     fn raft_info(&self) -> Vec<(String, String)>;
     /// Begins a graceful stop.

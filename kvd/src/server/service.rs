@@ -66,6 +66,10 @@ impl Service for Node {
         Node::backend_info(self)
     }
 
+    fn set_backend_option(&self, option: &str) -> Result<(), String> {
+        Node::set_backend_option(self, option)
+    }
+
     fn raft_info(&self) -> Vec<(String, String)> {
         Node::raft_info(self)
     }

@@ -530,10 +530,19 @@ impl<S: Service> Connection<S> {
             }
             Config::Set(pairs) => {
                 let mut changed = (*settings).clone();
+                let mut backend = Vec::new();
                 for (name, value) in pairs {
                     let value = String::from_utf8_lossy(&value);
-                    if let Err(reply) = info::set(&mut changed, &name, &value) {
+                    if name == info::BACKEND_OPTION {
+                        backend.push(value.into_owned());
+                    } else if let Err(reply) = info::set(&mut changed, &name, &value) {
                         return reply;
+                    }
+                }
+                // When all else is right: what the engine has taken cannot be taken back.
+                for option in backend {
+                    if let Err(why) = self.shared.service.set_backend_option(&option) {
+                        return info::set_failed(info::BACKEND_OPTION, &why);
                     }
                 }
                 *self.shared.settings.lock().expect("no panic while held") = changed.into();

@@ -178,6 +178,13 @@ impl Service for Fake {
         true
     }
 
+    fn set_backend_option(&self, option: &str) -> Result<(), String> {
+        match option {
+            "size=1" => Ok(()),
+            other => Err(format!("option '{other}' is not known here")),
+        }
+    }
+
     fn backend_info(&self) -> Vec<(String, String)> {
         vec![("backend_name".to_owned(), "fake".to_owned())]
     }
@@ -676,6 +683,23 @@ async fn an_idle_client_is_closed_after_the_timeout() {
     let since = Instant::now();
     assert_eq!(client.rest().await, "");
     assert_eq!(since.elapsed().as_secs(), 5);
+}
+
+/// A setting that the engine refuses keeps the others of its command from changing.
+#[tokio::test]
+async fn an_option_of_the_engine_is_set_where_the_engine_takes_it() {
+    let world = World::new();
+    let mut client = world.client();
+    client
+        .says("CONFIG SET timeout 6 backend-opt size=1\r\n", "+OK\r\n")
+        .await;
+    let refused = "-ERR CONFIG SET failed (possibly related to argument 'backend-opt') - option \
+                   'size=2' is not known here\r\n";
+    client
+        .says("CONFIG SET timeout 5 backend-opt size=2\r\n", refused)
+        .await;
+    let timeout = "*2\r\n$7\r\ntimeout\r\n$1\r\n6\r\n";
+    client.says("CONFIG GET timeout\r\n", timeout).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ mod waiting;
 pub use kvd_plugin_api::{Caps, Error, ErrorKind, Feed, Flow, Limits, Mark, Op, Range, Result};
 pub use layer::{Layer, Stack};
 pub use memory::MemoryEngine;
-pub use plugin::PluginEngine;
+pub use plugin::{Calls, PluginEngine};
 pub use store::{Latest, ReadView, Store};
 pub use waiting::Amount;
 
@@ -115,6 +115,15 @@ pub trait Engine: Read + Send + Sync {
     ///
     /// `Corruption`, or the engine's own failure.
     fn verify(&self) -> Result<()>;
+
+    /// Gives an option another value while the engine is open.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` without [`Caps::RECONFIGURE`]; `InvalidOption`.
+    fn set_option(&self, _name: &str, _value: &str) -> Result<()> {
+        Err(Error::unsupported("reconfigure"))
+    }
 
     /// Makes everything durable and lets go of the files. Nothing may be called after it.
     ///

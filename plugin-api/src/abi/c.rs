@@ -144,6 +144,8 @@ pub struct Backend {
     pub compact: Function<Plain>,
     pub verify: Function<Plain>,
     pub close: Function<Plain>,
+    /// Since 1.1.
+    pub reconfigure: Function<Reconfigure>,
 }
 
 pub type OpenEngine = unsafe extern "C" fn(*const Open, *mut *mut c_void, *mut ErrorText) -> Status;
@@ -163,8 +165,11 @@ pub type Properties = unsafe extern "C" fn(*mut c_void, *const ValueOut, *mut Er
 pub type Property =
     unsafe extern "C" fn(*mut c_void, *const c_char, *const ValueOut, *mut ErrorText) -> Status;
 
+pub type Reconfigure =
+    unsafe extern "C" fn(*mut c_void, *const OptionValue, usize, *mut ErrorText) -> Status;
+
 /// The bytes of the table as interface 1 was first released: up to and with `close`.
-pub const SIZE_MIN: usize = std::mem::offset_of!(Backend, close) + size_of::<Function<Plain>>();
+pub const SIZE_MIN: usize = std::mem::offset_of!(Backend, reconfigure);
 
 impl Bytes {
     /// Lends bytes.

@@ -97,6 +97,10 @@ pub struct EntrySource<'a> {
     pub _life: PhantomData<&'a mut ()>,
 }
 
+/// What `ext` does with this `op`, since 1.1: the request is a list of options, see
+/// `Options::pack`, that the open engine takes.
+pub const EXT_RECONFIGURE: u32 = 1;
+
 pub const SOURCE_END: u8 = 0;
 pub const SOURCE_ENTRY: u8 = 1;
 pub const SOURCE_FAILED: u8 = 2;
@@ -511,10 +515,18 @@ impl<B: Backend> AbiEngine for Shim<B> {
     fn ext(
         &self,
         op: u32,
-        _request: RSlice<'_, u8>,
+        request: RSlice<'_, u8>,
         _out: ValueSink<'_>,
     ) -> RResult<bool, AbiError> {
-        RResult::RErr(Error::unsupported(&format!("call {op}")).into())
+        contain(|| match op {
+            EXT_RECONFIGURE if B::CAPS.contains(Caps::RECONFIGURE) => {
+                let pairs = Options::unpack(request.as_slice())?;
+                self.0.reconfigure(&Options::parse(B::OPTIONS, pairs)?)?;
+                Ok(true)
+            }
+            EXT_RECONFIGURE => Err(Error::unsupported("reconfigure")),
+            _ => Err(Error::unsupported(&format!("call {op}"))),
+        })
     }
 }
 

@@ -19,7 +19,7 @@ use crate::abi::v1::{
     self, AbiEngine, AbiEngine_TO, AbiError, AbiMark, AbiOp, AbiRange, AbiView, AbiView_TO,
     EngineBox, EntrySink, EntrySource, ValueSink, ViewBox,
 };
-use crate::{Error, ErrorKind, Flow, Mark, OptionKind, Options, Result};
+use crate::{Caps, Error, ErrorKind, Flow, Mark, OptionKind, Options, Result};
 
 /// Longer than any key or value that kvd writes, and shorter than most numbers that are not lengths.
 const BYTES_MAX: usize = 1 << 30;
@@ -43,32 +43,11 @@ pub(super) fn open(
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_str()));
     let options = Options::parse(&table.options, pairs)?;
-    let c_text = |text: &str| {
-        CString::new(text).map_err(|_| Error::new(ErrorKind::Other, "a text holds a NUL"))
-    };
     let dir = dir
         .to_str()
         .ok_or_else(|| Error::new(ErrorKind::Other, "the directory's name is not UTF-8"))?;
     let dir = c_text(dir)?;
-    let mut texts = Vec::new();
-    for spec in &table.options {
-        let number = match spec.kind {
-            OptionKind::Size => options.size(spec.name),
-            OptionKind::Duration => options.duration(spec.name).as_millis() as u64,
-            OptionKind::Bool => u64::from(options.bool(spec.name)),
-            OptionKind::Int => options.int(spec.name),
-            OptionKind::Enum | OptionKind::String => 0,
-        };
-        texts.push((c_text(spec.name)?, c_text(options.str(spec.name))?, number));
-    }
-    let values: Vec<_> = texts
-        .iter()
-        .map(|(name, text, number)| c::OptionValue {
-            name: name.as_ptr(),
-            text: text.as_ptr(),
-            number: *number,
-        })
-        .collect();
+    let values = Values::of(table, &options)?;
     let name = c_text(name)?;
     let host = Box::new(c::Host {
         size: size_of::<c::Host>(),
@@ -79,8 +58,8 @@ pub(super) fn open(
     let cx = c::Open {
         size: size_of::<c::Open>(),
         dir: dir.as_ptr(),
-        options: values.as_ptr(),
-        options_len: values.len(),
+        options: values.list.as_ptr(),
+        options_len: values.list.len(),
         host: &raw const *host,
     };
     let mut engine = ptr::null_mut();
@@ -99,6 +78,43 @@ pub(super) fn open(
         _name: name,
     });
     Ok(AbiEngine_TO::from_value(CEngine(opened), TD_Opaque))
+}
+
+fn c_text(text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| Error::new(ErrorKind::Other, "a text holds a NUL"))
+}
+
+/// Options as C reads them, for as long as this lives.
+struct Values {
+    list: Vec<c::OptionValue>,
+    _texts: Vec<(CString, CString)>,
+}
+
+impl Values {
+    fn of(table: &Table, options: &Options) -> Result<Self> {
+        let mut values = Values {
+            list: Vec::new(),
+            _texts: Vec::new(),
+        };
+        for spec in &table.options {
+            let number = match spec.kind {
+                OptionKind::Size => options.size(spec.name),
+                OptionKind::Duration => options.duration(spec.name).as_millis() as u64,
+                OptionKind::Bool => u64::from(options.bool(spec.name)),
+                OptionKind::Int => options.int(spec.name),
+                OptionKind::Enum | OptionKind::String => 0,
+            };
+            let (name, text) = (c_text(spec.name)?, c_text(options.str(spec.name))?);
+            // Where a text's bytes are does not change when the text moves.
+            values.list.push(c::OptionValue {
+                name: name.as_ptr(),
+                text: text.as_ptr(),
+                number,
+            });
+            values._texts.push((name, text));
+        }
+        Ok(values)
+    }
 }
 
 extern "C" fn log(context: *mut c_void, level: u32, message: *const c_char) {
@@ -430,6 +446,29 @@ impl CEngine {
     }
 }
 
+impl CEngine {
+    fn reconfigure(&self, request: &[u8]) -> Result<()> {
+        let table = self.0.table;
+        let is_claimed = table.describe().caps.contains(Caps::RECONFIGURE);
+        let Some(reconfigure) = table.functions.reconfigure.filter(|_| is_claimed) else {
+            return Err(Error::unsupported("reconfigure"));
+        };
+        let options = Options::parse(&table.options, Options::unpack(request)?)?;
+        let values = Values::of(table, &options)?;
+        call(|error| {
+            // SAFETY: as below.
+            unsafe {
+                reconfigure(
+                    self.0.engine,
+                    values.list.as_ptr(),
+                    values.list.len(),
+                    error,
+                )
+            }
+        })
+    }
+}
+
 impl AbiEngine for CEngine {
     fn mark(&self, data: ValueSink<'_>) -> RResult<u64, AbiError> {
         let mark = read_mark(|out, error| {
@@ -579,10 +618,14 @@ impl AbiEngine for CEngine {
     fn ext(
         &self,
         op: u32,
-        _request: RSlice<'_, u8>,
+        request: RSlice<'_, u8>,
         _out: ValueSink<'_>,
     ) -> RResult<bool, AbiError> {
-        result(Err(Error::unsupported(&format!("call {op}"))))
+        let done = match op {
+            v1::EXT_RECONFIGURE => self.reconfigure(request.as_slice()),
+            _ => Err(Error::unsupported(&format!("call {op}"))),
+        };
+        result(done.map(|()| true))
     }
 }
 

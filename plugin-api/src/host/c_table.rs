@@ -39,6 +39,7 @@ pub(super) struct Functions {
     pub(super) compact: Option<c::Plain>,
     pub(super) verify: Option<c::Plain>,
     pub(super) close: Option<c::Plain>,
+    pub(super) reconfigure: Option<c::Reconfigure>,
 }
 
 /// The functions of an engine with views.
@@ -109,12 +110,16 @@ impl Table {
             compact: table.compact,
             verify: table.verify,
             close: table.close,
+            reconfigure: table.reconfigure,
         };
         if caps.contains(Caps::COMPACT) {
             claimed(table.compact, "compact", "compact")?;
         }
         if caps.contains(Caps::VERIFY) {
             claimed(table.verify, "verify", "verify")?;
+        }
+        if caps.contains(Caps::RECONFIGURE) {
+            claimed(table.reconfigure, "reconfigure", "reconfigure")?;
         }
         // SAFETY: the caller's word.
         let options = unsafe { options(&table) }?;
@@ -282,6 +287,7 @@ mod tests {
             ("KVD_CAP_FAST_DELETE_RANGE", Caps::FAST_DELETE_RANGE.bits()),
             ("KVD_CAP_COMPACT", Caps::COMPACT.bits()),
             ("KVD_CAP_VERIFY", Caps::VERIFY.bits()),
+            ("KVD_CAP_RECONFIGURE", Caps::RECONFIGURE.bits()),
         ] {
             assert_eq!(number(name), expected, "{name}");
         }

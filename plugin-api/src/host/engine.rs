@@ -8,13 +8,13 @@
 use std::any::Any;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use abi_stable::std_types::{RSlice, RStr};
 
 use super::load::Description;
 use crate::abi::v1::{self, AbiError, AbiMark, AbiOp, AbiRange, EntrySink, EntrySource, ValueSink};
-use crate::{Caps, Error, ErrorKind, Feed, Flow, Limits, Mark, Op, Range, Result};
+use crate::{Caps, Error, ErrorKind, Feed, Flow, Limits, Mark, Op, Options, Range, Result};
 
 /// An opened engine.
 ///
@@ -29,6 +29,8 @@ pub struct Engine {
     engine: v1::EngineBox,
     description: Description,
     end: End,
+    /// New options come one at a time.
+    reconfiguring: Mutex<()>,
 }
 
 /// A consistent read of an engine; it ends when its engine does.
@@ -81,6 +83,7 @@ impl Engine {
             engine,
             description,
             end: End::default(),
+            reconfiguring: Mutex::default(),
         }
     }
 
@@ -267,6 +270,35 @@ impl Engine {
         self.plain(self.engine.verify().into_result())
     }
 
+    /// As [`Backend::reconfigure`](crate::Backend::reconfigure), with what was given; the options
+    /// that are not get their defaults.
+    ///
+    /// # Errors
+    ///
+    /// The engine's own; `Unsupported` of one that knows nothing of it.
+    pub fn reconfigure(&self, options: &[(String, String)]) -> Result<()> {
+        self.check()?;
+        let pairs = options
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
+        let request = Options::pack(pairs);
+        let _one = self
+            .reconfiguring
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let nothing = ValueSink {
+            context: std::ptr::null_mut(),
+            call: take_nothing,
+            _life: PhantomData,
+        };
+        self.plain(
+            self.engine
+                .ext(v1::EXT_RECONFIGURE, RSlice::from_slice(&request), nothing)
+                .into_result(),
+        )
+        .map(drop)
+    }
+
     /// As [`Backend::close`](crate::Backend::close); the plugin sees at most one of these.
     ///
     /// # Errors
@@ -321,6 +353,9 @@ impl EngineView {
         })
     }
 }
+
+/// Of a call that answers without bytes.
+unsafe extern "C" fn take_nothing(_context: *mut (), _value: RSlice<'_, u8>) {}
 
 fn lend(mark: &Mark) -> AbiMark<'_> {
     AbiMark {

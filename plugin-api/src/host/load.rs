@@ -61,6 +61,8 @@ pub struct Manifest {
     pub rustc: String,
     /// The target.
     pub target: String,
+    /// A sentence on the engine; empty where it has none.
+    pub about: String,
 }
 
 /// What an engine says of itself.
@@ -357,10 +359,17 @@ unsafe fn copy_manifest(at: *const manifest::Manifest) -> Result<Manifest, LoadE
         if (&raw const (*at).magic).read_unaligned() != manifest::MAGIC {
             return Err(foreign());
         }
-        if ((&raw const (*at).size).read_unaligned() as usize) < size_of::<manifest::Manifest>() {
+        let size = (&raw const (*at).size).read_unaligned() as usize;
+        if size < manifest::SIZE_MIN {
             return Err(foreign());
         }
-        let manifest = &*at;
+        // An older library has less of it: what is not there is left alone.
+        let mut manifest = std::mem::zeroed::<manifest::Manifest>();
+        std::ptr::copy_nonoverlapping(
+            at.cast::<u8>(),
+            (&raw mut manifest).cast::<u8>(),
+            size.min(size_of::<manifest::Manifest>()),
+        );
         let text = |text: *const std::ffi::c_char| {
             if text.is_null() {
                 return String::new();
@@ -376,6 +385,7 @@ unsafe fn copy_manifest(at: *const manifest::Manifest) -> Result<Manifest, LoadE
             plugin_api: text(manifest.plugin_api),
             rustc: text(manifest.rustc),
             target: text(manifest.target),
+            about: text(manifest.about),
         })
     }
 }

@@ -134,11 +134,15 @@ impl<'a> Elf<'a> {
         let sections = self.sections()?;
         let address = self.symbol(&sections, manifest::SYMBOL.as_bytes())?;
         let at = self.at_address(address)?;
-        let size = size_of::<manifest::Manifest>() as u64;
-        if self.bytes(at, 8)? != manifest::MAGIC || self.number(at + 8, 4)? < size {
+        let size = self.number(at + 8, 4)?;
+        if self.bytes(at, 8)? != manifest::MAGIC || size < manifest::SIZE_MIN as u64 {
             return None;
         }
         let text = |field: usize| {
+            // An older library has less of it.
+            if field as u64 >= size {
+                return None;
+            }
             let pointer = self.pointer(&sections, address.checked_add(field as u64)?)?;
             let text = self.text(self.at_address(pointer)?)?;
             Some(String::from_utf8_lossy(text).into_owned())
@@ -154,6 +158,7 @@ impl<'a> Elf<'a> {
             plugin_api: text(std::mem::offset_of!(manifest::Manifest, plugin_api)),
             rustc: text(std::mem::offset_of!(manifest::Manifest, rustc)),
             target: text(std::mem::offset_of!(manifest::Manifest, target)),
+            about: text(std::mem::offset_of!(manifest::Manifest, about)),
         })
     }
 }

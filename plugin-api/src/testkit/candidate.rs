@@ -92,6 +92,7 @@ pub(super) trait Opened: Send + Sync {
     fn properties(&self) -> Vec<String>;
     fn compact(&self) -> Result<()>;
     fn verify(&self) -> Result<()>;
+    fn reconfigure(&self, given: &[(&str, &str)]) -> Result<()>;
     fn close(&self) -> Result<()>;
 }
 
@@ -140,6 +141,11 @@ impl<B: Backend> Opened for Linked<B> {
 
     fn verify(&self) -> Result<()> {
         self.0.verify()
+    }
+
+    fn reconfigure(&self, given: &[(&str, &str)]) -> Result<()> {
+        let options = Options::parse(B::OPTIONS, given.iter().copied())?;
+        self.0.reconfigure(&options)
     }
 
     fn close(&self) -> Result<()> {
@@ -191,6 +197,12 @@ impl Opened for host::Engine {
 
     fn verify(&self) -> Result<()> {
         self.verify()
+    }
+
+    fn reconfigure(&self, given: &[(&str, &str)]) -> Result<()> {
+        let owned = |(name, value): &(&str, &str)| ((*name).into(), (*value).into());
+        let given: Vec<(String, String)> = given.iter().map(owned).collect();
+        self.reconfigure(&given)
     }
 
     fn close(&self) -> Result<()> {

@@ -63,6 +63,7 @@ pub(super) const ALL: &[Clause] = &[
     clause!(2, life::compact_keeps_contents, Caps::empty(), "compact works where it is claimed, and changes no contents"),
     clause!(2, life::verify_accepts_sound_contents, Caps::empty(), "verify finds nothing wrong with sound contents"),
     clause!(2, life::properties_have_values, Caps::empty(), "each listed property has a value, and no other name has one"),
+    clause!(2, life::reconfigure_keeps_contents, Caps::RECONFIGURE, "options that are in force may be given again while the engine is open, unknown ones are refused, and no contents change"),
     clause!(3, together::readers_never_see_half_a_replacement, Caps::empty(), "a reader beside replace sees the old contents or the new"),
     clause!(3, together::readers_go_on_beside_sync_and_compact, Caps::empty(), "sync and compact change nothing for a reader beside them"),
     clause!(3, model::reads_among_many_keys_match_a_model, Caps::empty(), "get and scan find the same among many keys, from anywhere, in both directions"),

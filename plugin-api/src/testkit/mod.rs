@@ -46,6 +46,7 @@
 //! | compact works where it is claimed, and changes no contents | `compact_keeps_contents` | `compaction_that_loses_is_found`, `claimed_compaction_that_is_not_there_is_found` |
 //! | verify finds nothing wrong with sound contents | `verify_accepts_sound_contents` | `false_alarm_of_verify_is_found` |
 //! | each listed property has a value, and no other name has one | `properties_have_values` | `property_without_value_is_found`, `invented_property_is_found` |
+//! | options that are in force may be given again while the engine is open, unknown ones are refused, and no contents change | `reconfigure_keeps_contents` | `reconfiguration_that_loses_is_found`, `claimed_reconfiguration_that_is_not_there_is_found` |
 //! | a reader beside replace sees the old contents or the new | `readers_never_see_half_a_replacement` | `half_a_replacement_is_found`, `half_a_replacement_in_a_scan_is_found` |
 //! | sync and compact change nothing for a reader beside them | `readers_go_on_beside_sync_and_compact` | `compaction_that_readers_see_is_found` |
 //! | get and scan find the same among many keys, from anywhere, in both directions | `reads_among_many_keys_match_a_model` | `fault_of_long_scans_is_found` |

@@ -90,6 +90,11 @@ impl<'a> Kit<'a> {
         self.caps().contains(Caps::DURABLE)
     }
 
+    /// The options as they were given.
+    pub(super) fn given(&self) -> &[(&'a str, &'a str)] {
+        self.options
+    }
+
     pub(super) fn options(&self) -> Result<Options> {
         Options::parse(&self.candidate.options, self.options.iter().copied())
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::{
     Backend, Caps, Error, ErrorKind, Feed, Flow, Limits, Mark, Op, OpenContext, OptionKind,
-    OptionSpec, Range, Result, View,
+    OptionSpec, Options, Range, Result, View,
 };
 
 use super::history::{self, Model};
@@ -65,6 +65,8 @@ enum Kind {
     VerifyFails,
     HidesProperty,
     InventsProperty,
+    ReconfigureLoses,
+    ReconfigureFails,
     CutsLargeBatches,
     ReverseEndsEarly,
     ReplacesOneByOne,
@@ -81,7 +83,10 @@ enum Kind {
 /// An engine's fault, and what the engine claims.
 trait Fault: Send + Sync + 'static {
     const KIND: Kind;
-    const CAPS: Caps = Caps::DURABLE.with(Caps::VIEW).with(Caps::COMPACT);
+    const CAPS: Caps = Caps::DURABLE
+        .with(Caps::VIEW)
+        .with(Caps::COMPACT)
+        .with(Caps::RECONFIGURE);
     const LIMITS: Limits = Limits::UNBOUNDED;
 }
 
@@ -469,6 +474,19 @@ impl<F: Fault> Backend for Memory<F> {
         }
     }
 
+    fn reconfigure(&self, _options: &Options) -> Result<()> {
+        match F::KIND {
+            Kind::ReconfigureFails => Err(Error::unsupported("reconfigure")),
+            Kind::ReconfigureLoses => {
+                let mut state = State::clone(&self.state());
+                state.entries.pop_last();
+                self.publish(state);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn verify(&self) -> Result<()> {
         match F::KIND {
             Kind::VerifyFails => Err(Error::new(ErrorKind::Corruption, "wrong")),
@@ -622,6 +640,9 @@ faults! {
     false_alarm_of_verify_is_found: VerifyFails => "verify_accepts_sound_contents";
     property_without_value_is_found: HidesProperty => "properties_have_values";
     invented_property_is_found: InventsProperty => "properties_have_values";
+    reconfiguration_that_loses_is_found: ReconfigureLoses => "reconfigure_keeps_contents";
+    claimed_reconfiguration_that_is_not_there_is_found: ReconfigureFails
+        => "reconfigure_keeps_contents";
     cut_batch_is_found: CutsLargeBatches => "large_batches_are_kept";
     half_a_replacement_is_found: ReplacesOneByOne => "readers_never_see_half_a_replacement";
     half_a_replacement_in_a_scan_is_found: ReplacesOneByOne, CAPS: Caps = Caps::empty()

@@ -20,6 +20,8 @@ kvd_plugin_api::export_backend!(Engine);
 impl Backend for Engine {
     const NAME: &'static str = "engine-name";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    // What `kvd plugin list` says below the name: what it is good for, or what to know before.
+    const ABOUT: &'static str = "";
 
     // Question 1: what can it do? Claim DURABLE when a mark that `sync` returned survives the loss
     // of power, VIEW when a read can stay as it is while writes go on, FAST_READ when a `get`
@@ -88,8 +90,8 @@ impl Backend for Engine {
         Ok(())
     }
 
-    // Question 12: what would an operator like to know? See `properties`, `property`, `compact`,
-    // `verify` and `close`, which have defaults.
+    // Question 12: what would an operator like to know, and to change while the node runs? See
+    // `properties`, `property`, `compact`, `verify`, `reconfigure` and `close`, which have defaults.
 }
 
 impl Engine {

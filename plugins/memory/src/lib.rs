@@ -19,6 +19,8 @@ kvd_plugin_api::export_backend!(Memory);
 impl Backend for Memory {
     const NAME: &'static str = "memory";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const ABOUT: &'static str =
+        "an example: all in memory, and nothing after the process has ended";
     const CAPS: Caps = Caps::VIEW.with(Caps::FAST_READ);
     type View = Contents;
 

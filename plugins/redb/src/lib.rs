@@ -146,6 +146,7 @@ kvd_plugin_api::export_backend!(RedbBackend);
 impl Backend for RedbBackend {
     const NAME: &'static str = "redb";
     const VERSION: &'static str = "4.6";
+    const ABOUT: &'static str = "a B-tree with views; what kvd runs unless told otherwise";
     const CAPS: Caps = Caps::DURABLE
         .with(Caps::VIEW)
         .with(Caps::FAST_READ)

@@ -130,6 +130,8 @@ kvd_plugin_api::export_backend!(SledBackend);
 impl Backend for SledBackend {
     const NAME: &'static str = "sled";
     const VERSION: &'static str = "0.34.7";
+    const ABOUT: &'static str =
+        "experimental: without views; its README says what is known of its files";
     const CAPS: Caps = Caps::DURABLE.with(Caps::FAST_READ).with(Caps::COMPACT);
     const LIMITS: Limits = Limits {
         key_bytes_max: KEY_BYTES_MAX,

@@ -93,6 +93,27 @@ pub(super) fn properties_have_values(kit: &Kit<'_>) -> Verdict {
     Ok(())
 }
 
+pub(super) fn reconfigure_keeps_contents(kit: &Kit<'_>) -> Verdict {
+    let mut expected = letters();
+    let subject = kit.open_with(&expected)?;
+    // What is in force may be given again, and is taken.
+    let given = kit.given();
+    subject
+        .backend
+        .reconfigure(given)
+        .map_err(during("reconfigure"))?;
+    same_mark("after reconfigure", &subject.mark()?, &mark(1))?;
+    compare("after reconfigure", &subject, &expected)?;
+    match subject.backend.reconfigure(&[("no such option", "1")]) {
+        Err(error) if error.kind() == ErrorKind::InvalidOption => {}
+        Err(error) => return Err(format!("an unknown option gave another error: {error}")),
+        Ok(()) => return Err("an unknown option was taken".into()),
+    }
+    subject.write(&[Op::Put(b"a", b"new")], &mark(2))?;
+    expected.insert(b"a".to_vec(), b"new".to_vec());
+    compare("written after reconfigure", &subject, &expected)
+}
+
 /// Puts one key, overwrites another, and removes the one of three writes before.
 pub(super) fn write_history(subject: &Subject, index: u64) -> Verdict {
     let value = index.to_string();
