@@ -1,6 +1,7 @@
 //! What a node does without being asked: ticks for what expires, changes stored and durable, a short
 //! log.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,11 @@ use openraft::type_config::async_runtime::watch::WatchReceiver as _;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::core::{Core, Leadership};
+use super::membership::LEVEL_ENTRIES;
 use crate::doors;
 use crate::keyspace::View;
+use crate::raft::log::HELD_LOGS_MAX;
+use crate::raft::{LogId, NodeId};
 use crate::storage::Caps;
 
 /// Most ticks a second that expiry asks for.
@@ -66,7 +70,8 @@ impl Core {
         // What an earlier run left counts as well.
         let stats = self.log.stats();
         let (mut kept, mut cut_at) = (stats.bytes, stats.appended_bytes);
-        let mut last_cut = 0;
+        // Since when, in bytes that were appended, cuts have been held back.
+        let (mut last_cut, mut held_back) = (0, None::<u64>);
         loop {
             every.tick().await;
             let applied = self.machine.progress().borrow().index;
@@ -77,7 +82,9 @@ impl Core {
             let appended = self.log.stats().appended_bytes;
             // Where space is short, the log gives back what it can.
             let short = self.disk.is_below() && kept + (appended - cut_at) > 0;
-            let too_long = short || kept + (appended - cut_at) > log_bytes_max;
+            // A cut that a snapshot on its way has held back is made up for when it has arrived.
+            let let_go = held_back.is_some() && self.held_from().is_none();
+            let too_long = short || let_go || kept + (appended - cut_at) > log_bytes_max;
             let sync_due =
                 durable_engine && (synced.elapsed() >= SYNC_INTERVAL || self.disk.is_tight());
             if applied > durable && (sync_due || too_long) {
@@ -95,6 +102,11 @@ impl Core {
                 synced = Instant::now();
             }
             if too_long {
+                let held = held_back.map_or(0, |since| appended - since);
+                if short || held > HELD_LOGS_MAX.saturating_mul(log_bytes_max) {
+                    self.log.give_up_holds();
+                }
+                held_back = self.held_from().map(|_| held_back.unwrap_or(appended));
                 match self.shorten_log(last_cut).await {
                     Some(cut) => last_cut = cut,
                     None => return,
@@ -108,26 +120,38 @@ impl Core {
         }
     }
 
+    /// Up to which entry each other member is known to have the log; none where this node does not
+    /// lead.
+    fn matched(&self) -> Option<BTreeMap<NodeId, u64>> {
+        let metrics = self.raft.data_metrics();
+        let metrics = metrics.borrow_watched();
+        let replication = metrics.replication.as_ref()?;
+        let index = |id: &Option<LogId>| id.map_or(0, |id| id.index);
+        Some(replication.iter().map(|(n, id)| (*n, index(id))).collect())
+    }
+
+    /// The last entry that snapshots on their way allow to be cut, where there are any.
+    fn held_from(&self) -> Option<u64> {
+        let matched = self.matched().unwrap_or_default();
+        let level = self.log.stats().last_index.saturating_sub(LEVEL_ENTRIES);
+        self.log.held_from(&matched, level)
+    }
+
     /// Drops what the newest durable state covers. What a follower still needs stays until the cut
     /// after this one, so a member that is away costs at most as much log again; then it gets a
-    /// snapshot. Returns where this cut was due; none when Raft has ended.
+    /// snapshot, and what is behind that stays until the member is level. Returns where this cut
+    /// was due; none when Raft has ended.
     async fn shorten_log(&self, last_cut: u64) -> Option<u64> {
         let durable = self
             .machine
             .durable()
             .map_or(0, |position| position.index());
         self.raft.trigger().snapshot().await.ok()?;
-        let slowest = {
-            let metrics = self.raft.data_metrics();
-            let metrics = metrics.borrow_watched();
-            metrics.replication.as_ref().and_then(|replication| {
-                replication
-                    .values()
-                    .map(|id| id.as_ref().map_or(0, |id| id.index))
-                    .min()
-            })
-        };
+        let slowest = self
+            .matched()
+            .and_then(|matched| matched.into_values().min());
         let upto = slowest.unwrap_or(durable).max(last_cut).min(durable);
+        let upto = self.held_from().map_or(upto, |held| upto.min(held));
         if upto > 0 {
             self.raft.trigger().purge_log(upto).await.ok()?;
         }

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::position::Position;
 use super::spool::{SnapshotMeta, SnapshotSink, Spool, SpoolWriter};
+use super::types::LogId;
 use crate::data_dir::sync_dir;
 use crate::keyspace::stream;
 use crate::storage::{Mark, Store};
@@ -185,10 +186,40 @@ pub fn export(store: &Store, path: &Path) -> io::Result<Position> {
 /// The file is damaged (nothing is replaced then), or the engine failed.
 pub fn install(path: &Path, store: &Store) -> io::Result<Position> {
     let mark = verify(path)?;
-    let position = Position::from_mark(&mark).map_err(io::Error::other)?;
+    replace(path, &mark, store)
+}
+
+/// As [`install`], where the snapshot goes further than the state, which ends at `own`; none where
+/// it does not.
+///
+/// # Errors
+///
+/// As for [`install`]; or the snapshot contradicts the state.
+pub fn install_beyond(
+    own: Option<LogId>,
+    path: &Path,
+    store: &Store,
+) -> io::Result<Option<Position>> {
+    let mark = verify(path)?;
+    let offered = Position::from_mark(&mark).map_err(io::Error::other)?.log_id;
+    if offered <= own {
+        return Ok(None);
+    }
+    let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
+    if own.is_some() && index(offered) <= index(own) {
+        return Err(io::Error::other(format!(
+            "a snapshot that ends at {offered:?} contradicts the state, which ends at {own:?}"
+        )));
+    }
+    replace(path, &mark, store).map(Some)
+}
+
+/// Replaces the contents of `store` by those of a file that was verified.
+fn replace(path: &Path, mark: &Mark, store: &Store) -> io::Result<Position> {
+    let position = Position::from_mark(mark).map_err(io::Error::other)?;
     let file = BufReader::with_capacity(256 * 1024, File::open(path)?);
     let mut feed = stream::Entries::open(file).map_err(io::Error::other)?;
-    store.replace(&mut feed, &mark).map_err(io::Error::other)?;
+    store.replace(&mut feed, mark).map_err(io::Error::other)?;
     Ok(position)
 }
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use openraft::type_config::alias::SnapshotMetaOf;
 
-use super::types::TypeConfig;
+use super::log::Hold;
+use super::types::{NodeId, TypeConfig};
 use crate::doors::BoxFuture;
 
 /// What Raft calls the meta of a snapshot: the last entry it covers, and the membership.
@@ -25,6 +26,10 @@ pub enum SnapshotData {
 pub trait SnapshotSource: Send + Sync {
     /// Opens a view now and writes it to a file; its meta may be newer than what Raft knew.
     fn spool(&self) -> BoxFuture<'_, io::Result<(SnapshotMeta, Spool)>>;
+
+    /// Keeps the log behind the entry `from` for a member, to which a snapshot that ends there, or
+    /// later, begins to be sent.
+    fn hold_log(&self, member: NodeId, from: u64) -> Hold;
 }
 
 /// Where a snapshot that a leader sends goes.

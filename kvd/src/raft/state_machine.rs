@@ -5,6 +5,7 @@
 //! them later, by another worker.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
@@ -16,12 +17,12 @@ use tokio::time::Instant;
 
 use super::digests::Digests;
 use super::executor::{Executor, Stop};
-use super::log::LogStore;
+use super::log::{Hold, LogStore};
 use super::position::Position;
 use super::snapshot::{self, SnapshotDir, meta_of};
 use super::spool::{SnapshotData, SnapshotMeta, SnapshotSource, Spool};
 use super::storing::Storing;
-use super::types::{LogId, StoredMembership, TypeConfig};
+use super::types::{LogId, NodeId, StoredMembership, TypeConfig};
 use crate::doors::{BoxFuture, Doors, Worker};
 use crate::resp::Reply;
 use crate::storage::{Caps, ReadView, Store};
@@ -112,11 +113,18 @@ pub(super) struct Shared {
     durable: Mutex<Option<Position>>,
     progress: watch::Sender<Progress>,
     digests: Digests,
+    /// Snapshots that were installed since the start.
+    installations: AtomicU64,
 }
 
 impl Shared {
+    /// A restart can begin from `position`: it never falls, for the log may be cut up to there.
     pub(super) fn set_durable(&self, position: Position) {
-        *self.durable.lock().expect("no panic while held") = Some(position);
+        let mut durable = self.durable.lock().expect("no panic while held");
+        let stands = durable.as_ref().and_then(|durable| durable.log_id);
+        if position.log_id >= stands {
+            *durable = Some(position);
+        }
     }
 
     fn publish(&self, position: &Position, stamped: u64, installed: Option<u64>, due_left: bool) {
@@ -173,6 +181,7 @@ impl StateMachine {
             durable: Mutex::new(durable),
             progress,
             digests: Digests::default(),
+            installations: AtomicU64::new(0),
         });
         let (from, files, state) = (store.clone(), dir.clone(), shared.clone());
         let snapshots = Worker::start(&*doors.workers, "kvd-snapshot", move |jobs| {
@@ -251,6 +260,11 @@ impl StateMachine {
             .lock()
             .expect("no panic while held")
             .clone()
+    }
+
+    /// How many snapshots were installed since the start.
+    pub fn installations(&self) -> u64 {
+        self.inner.shared.installations.load(Ordering::Relaxed)
     }
 
     /// Makes the present state durable, and raises the purge floor to it.
@@ -399,6 +413,7 @@ fn run(
             Ok(()) => {
                 let position = executor.position();
                 let installed = Some(position.index());
+                shared.installations.fetch_add(1, Ordering::Relaxed);
                 shared.publish(position, executor.stamped(), installed, false);
                 crash_point!("install_after");
                 drop(done.send(Ok(())));
@@ -471,6 +486,10 @@ impl SnapshotSource for StateMachine {
             wait.await.map_err(|_| ended())?
         })
     }
+
+    fn hold_log(&self, member: NodeId, from: u64) -> Hold {
+        self.inner.log.hold(member, from)
+    }
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
@@ -536,7 +555,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             // that a crash in the middle finds it whole.
             SnapshotData::Live(source) => self.inner.dir.take_in(source.spool().await?.1)?,
         };
-        self.inner.storing.install(spool).await?;
+        // A state only goes on: what it holds beyond the snapshot was acknowledged.
+        let own = self.position().log_id;
+        if !self.inner.storing.install(spool, own).await? {
+            tracing::warn!(?own, "a snapshot of an earlier state was not installed");
+            return Ok(());
+        }
         let (done, wait) = oneshot::channel();
         self.inner.apply.submit(Job::Reload { done });
         wait.await.map_err(|_| ended())?

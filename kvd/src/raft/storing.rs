@@ -15,6 +15,7 @@ use super::position::Position;
 use super::snapshot;
 use super::spool::Spool;
 use super::state_machine::{Observer, Shared};
+use super::types::LogId;
 use crate::doors::{Doors, Worker};
 use crate::keyspace::{Failure, State, sweep};
 use crate::storage::{self, Amount, Store};
@@ -46,7 +47,8 @@ enum Job {
     },
     Install {
         spool: Spool,
-        done: oneshot::Sender<io::Result<Position>>,
+        own: Option<LogId>,
+        done: oneshot::Sender<io::Result<bool>>,
     },
     Close {
         done: oneshot::Sender<io::Result<()>>,
@@ -156,10 +158,11 @@ impl Storing {
         wait.await.map_err(|_| ended())?
     }
 
-    /// Replaces the contents, and forgets what waits. Nothing may be applied meanwhile.
-    pub(super) async fn install(&self, spool: Spool) -> io::Result<Position> {
+    /// Replaces the contents, and forgets what waits, unless the state, which ends at `own`, goes as
+    /// far already; returns whether it did. Nothing may be applied meanwhile.
+    pub(super) async fn install(&self, spool: Spool, own: Option<LogId>) -> io::Result<bool> {
         let (done, wait) = oneshot::channel();
-        self.worker.submit(Job::Install { spool, done });
+        self.worker.submit(Job::Install { spool, own, done });
         wait.await.map_err(|_| ended())?
     }
 
@@ -209,13 +212,15 @@ impl Hands {
                     false
                 }
             },
-            Job::Install { spool, done } => {
+            Job::Install { spool, own, done } => {
                 crash_point!("install_before");
-                match snapshot::install(&spool.path, &self.store) {
-                    Ok(position) => {
-                        self.durable(&position);
-                        self.room.send_replace(false);
-                        drop(done.send(Ok(position)));
+                match snapshot::install_beyond(own, &spool.path, &self.store) {
+                    Ok(installed) => {
+                        if let Some(position) = &installed {
+                            self.durable(position);
+                            self.room.send_replace(false);
+                        }
+                        drop(done.send(Ok(installed.is_some())));
                         true
                     }
                     Err(error) => {

@@ -11,7 +11,7 @@ use super::executor::Executor;
 use super::log::{Journal as _, LogStore, MemoryDisk, MemoryJournal, held};
 use super::position::Position;
 use super::snapshot::SnapshotDir;
-use super::spool::SnapshotData;
+use super::spool::{SnapshotData, Spool};
 use super::state_machine::{Observer, StateMachine, recover};
 use super::types::{TypeConfig, log_id};
 use crate::clock::SystemClock;
@@ -83,6 +83,17 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Ove
     }
 }
 
+/// The file of a state that ends at this entry.
+fn snapshot_at(files: &SnapshotDir, term: u64, index: u64) -> Spool {
+    let source = Store::new(Arc::new(MemoryEngine::new()));
+    let position = Position {
+        log_id: Some(log_id(term, index)),
+        ..Position::default()
+    };
+    source.write(&[], &position.to_mark()).unwrap();
+    files.take_in(files.spool_out(&source).unwrap().1).unwrap()
+}
+
 #[tokio::test]
 async fn openrafts_suite_passes_on_the_state_machine() {
     Suite::test_all(OverMemoryEngine).await.unwrap();
@@ -94,13 +105,7 @@ async fn a_snapshots_file_stays_until_the_cut_behind_it_is_synced() {
     let (mut log, flushes) = held();
     let mut machine = machine(log.clone(), temp.path());
     let files = SnapshotDir::open(temp.path()).unwrap();
-    let source = Store::new(Arc::new(MemoryEngine::new()));
-    let position = Position {
-        log_id: Some(log_id(1, 5)),
-        ..Position::default()
-    };
-    source.write(&[], &position.to_mark()).unwrap();
-    let spool = files.take_in(files.spool_out(&source).unwrap().1).unwrap();
+    let spool = snapshot_at(&files, 1, 5);
     machine
         .install_snapshot(&Default::default(), SnapshotData::Spool(spool))
         .await
@@ -118,4 +123,37 @@ async fn a_snapshots_file_stays_until_the_cut_behind_it_is_synced() {
     }
     retired.await.unwrap().unwrap();
     assert_eq!(files.complete().unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_ends_below_the_state_changes_nothing() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut machine = machine(log(), temp.path());
+    let files = SnapshotDir::open(temp.path()).unwrap();
+    for (offered, stands) in [(5, 5), (9, 9), (7, 9), (9, 9), (12, 12)] {
+        let spool = SnapshotData::Spool(snapshot_at(&files, 1, offered));
+        let installed = machine.install_snapshot(&Default::default(), spool).await;
+        installed.unwrap();
+        assert_eq!(machine.position().index(), stands, "{offered} was offered");
+        assert_eq!(machine.store().mark().unwrap().index, stands);
+        assert_eq!(machine.progress().borrow().index, stands);
+    }
+}
+
+/// Raft stops for good where it believes in a snapshot and is given none.
+#[tokio::test]
+async fn where_something_may_be_cut_there_is_a_snapshot_that_covers_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut machine = machine(log(), temp.path());
+    let files = SnapshotDir::open(temp.path()).unwrap();
+    assert!(machine.get_current_snapshot().await.unwrap().is_none());
+    for index in [5, 9] {
+        let spool = SnapshotData::Spool(snapshot_at(&files, 1, index));
+        let installed = machine.install_snapshot(&Default::default(), spool).await;
+        installed.unwrap();
+        let durable = machine.make_durable().await.unwrap();
+        assert_eq!(durable.index(), index);
+        let snapshot = machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(snapshot.meta.last_log_id, Some(log_id(1, index)));
+    }
 }

@@ -11,6 +11,7 @@
 
 mod copy;
 mod format;
+mod hold;
 mod journal;
 mod rebuild;
 mod record;
@@ -20,6 +21,7 @@ mod store;
 
 pub use copy::{copy, exists};
 pub use format::{Identity, OpenError};
+pub use hold::{HELD_LOGS_MAX, HELD_TIME_MAX, Hold};
 pub use journal::{FileJournal, Flushed, Journal, JournalState, MemoryDisk, MemoryJournal, Visit};
 pub use rebuild::{Contents, rebuild};
 pub use record::Body;

@@ -1,6 +1,6 @@
 //! openraft's log storage over a journal.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, ControlFlow, RangeBounds};
@@ -15,13 +15,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::format::{self, Identity, OpenError};
+use super::hold::{Hold, Holds};
 use super::journal::{FileJournal, Journal, JournalState};
 use super::record::Body;
 use super::restart::{RestartError, RestartState, check_restart};
 use crate::data_dir::sync_dir;
 use crate::raft::codec::Payload;
 use crate::raft::phases::Phases;
-use crate::raft::types::{Entry, LogId, Proposal, TypeConfig, Vote};
+use crate::raft::types::{Entry, LogId, NodeId, Proposal, TypeConfig, Vote};
 
 /// One read for replication or apply returns entries of about this many bytes, and at least one.
 pub(super) const READ_BYTES_MAX: usize = 1 << 20;
@@ -45,6 +46,7 @@ struct Inner {
     /// Everything below this index is flushed.
     flushed: watch::Sender<u64>,
     floor: AtomicU64,
+    holds: Holds,
     failed: OnceLock<String>,
     on_fatal: OnFatal,
     metrics: Metrics,
@@ -157,6 +159,7 @@ impl LogStore {
                 waiting: Mutex::default(),
                 flushed: watch::Sender::new(next_index(state.last.max(state.purged))),
                 floor: AtomicU64::new(0),
+                holds: Holds::default(),
                 failed: OnceLock::new(),
                 on_fatal,
                 metrics: Metrics::default(),
@@ -226,6 +229,24 @@ impl LogStore {
     /// Says that a restart can begin from the entry at `index`: the log may be purged up to it.
     pub fn set_purge_floor(&self, index: u64) {
         self.inner.floor.fetch_max(index, Ordering::AcqRel);
+    }
+
+    /// A snapshot that ends at the entry `from` begins to be sent to `member`: what is behind it
+    /// stays, see [`Hold`].
+    pub fn hold(&self, member: NodeId, from: u64) -> Hold {
+        self.inner.holds.begin(member, from)
+    }
+
+    /// The last entry that a leader may cut because of snapshots on their way, where there are any.
+    /// `matched` says up to which entry each other member is known to have the log, and `level`
+    /// from which one on a member counts as level.
+    pub fn held_from(&self, matched: &BTreeMap<NodeId, u64>, level: u64) -> Option<u64> {
+        self.inner.holds.limit(matched, level)
+    }
+
+    /// Holds nothing for snapshots on their way any more.
+    pub fn give_up_holds(&self) {
+        self.inner.holds.give_up();
     }
 
     /// Waits until the entry at `index` is on this node's disk.

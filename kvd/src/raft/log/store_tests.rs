@@ -373,3 +373,65 @@ async fn a_tail_that_a_snapshot_contradicts_is_dropped_down_to_what_is_committed
     log.check_restart(Some(log_id(3, 12)), Some(12), true)
         .unwrap();
 }
+
+/// Entries of a megabyte each, so that the log's cache is soon full.
+fn large(term: u64, index: u64) -> Entry {
+    let payload = EntryPayload::Normal(Proposal::new(Bytes::from(vec![index as u8; 1 << 20])));
+    Entry {
+        log_id: log_id(term, index),
+        payload,
+    }
+}
+
+#[tokio::test]
+async fn a_tail_longer_than_the_cache_is_truncated_and_written_anew() {
+    let count = (super::super::journal::CACHE_BYTES >> 20) as u64 + 10;
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).unwrap();
+    log.save_vote(&Vote::new_committed(1, 9)).await.unwrap();
+    for index in 0..count {
+        log.blocking_append([large(1, index)]).await.unwrap();
+    }
+    log.truncate_after(Some(log_id(1, 2))).await.unwrap();
+    log.save_vote(&Vote::new_committed(2, 9)).await.unwrap();
+    for index in 3..6 {
+        log.blocking_append([large(2, index)]).await.unwrap();
+    }
+    let expected: Vec<Entry> = (0..6)
+        .map(|index| large(if index < 3 { 1 } else { 2 }, index))
+        .collect();
+    assert_eq!(log.try_get_log_entries(..).await.unwrap(), expected);
+    drop(log);
+    let mut log = open(dir.path()).unwrap();
+    assert_eq!(log.try_get_log_entries(..).await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn vote_and_commit_outlive_the_chunks_that_they_were_written_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).unwrap();
+    let oldest = || {
+        let files = std::fs::read_dir(dir.path().join(CHUNKS)).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".wal")).min().unwrap()
+    };
+    log.save_vote(&Vote::new_committed(7, 9)).await.unwrap();
+    log.blocking_append([large(7, 0)]).await.unwrap();
+    log.save_committed(Some(log_id(7, 0))).await.unwrap();
+    let first = oldest();
+    for index in 1..40 {
+        log.blocking_append([large(7, index)]).await.unwrap();
+    }
+    log.set_purge_floor(30);
+    log.purge(log_id(7, 30)).await.unwrap();
+    log.sync().await.unwrap();
+    drop(log);
+    assert_ne!(oldest(), first, "the first chunk is gone");
+    let mut log = open(dir.path()).unwrap();
+    let vote = log.read_vote().await.unwrap();
+    assert_eq!(vote, Some(Vote::new_committed(7, 9)));
+    assert!(log.read_committed().await.unwrap() >= Some(log_id(7, 0)));
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!(state.last_purged_log_id, Some(log_id(7, 30)));
+    assert_eq!(state.last_log_id, Some(log_id(7, 39)));
+}

@@ -23,6 +23,7 @@ use super::*;
 use crate::doors::{self, BoxFuture, Listener, Random, Stream};
 use crate::incarnation::Incarnations;
 use crate::net::Tcp;
+use crate::raft::log::Hold;
 use crate::raft::spool::{
     SnapshotData, SnapshotMeta, SnapshotSink, SnapshotSource, Spool, SpoolWriter,
 };
@@ -938,6 +939,10 @@ impl SnapshotSource for Live {
         std::fs::write(&self.0, &self.1).unwrap();
         let spool = Spool::temporary(self.0.clone(), self.1.len() as u64);
         Box::pin(async { Ok((meta(9), spool)) })
+    }
+
+    fn hold_log(&self, _member: NodeId, _from: u64) -> Hold {
+        Hold::nothing()
     }
 }
 

@@ -30,6 +30,7 @@ use super::server::RaftPort;
 use super::{ConnKind, Context, Limits, SNAPSHOT_CHUNK_BYTES, SNAPSHOT_FRAME_BYTES_MAX};
 use crate::doors;
 use crate::raft::codec::{Malformed, Reader, put_vote, read_vote};
+use crate::raft::log::Hold;
 use crate::raft::spool::{SnapshotData, SnapshotMeta, SnapshotSink, Spool};
 use crate::raft::{NodeId, TypeConfig, Vote};
 
@@ -43,22 +44,28 @@ pub(super) async fn send(
     vote: Vote,
     snapshot: Snapshot,
 ) -> Result<Vote, CallError> {
-    let (meta, spool) = match snapshot.snapshot {
-        SnapshotData::Spool(spool) => (snapshot.meta, spool),
+    let (meta, spool, hold) = match snapshot.snapshot {
+        SnapshotData::Spool(spool) => (snapshot.meta, spool, Hold::nothing()),
         SnapshotData::Live(source) => {
+            // Raft goes on from what it knows, which may be older than the file.
+            let from = snapshot.meta.last_log_id.map_or(0, |id| id.index);
+            let hold = source.hold_log(target, from);
             // A file for a peer that is away would be written in vain, again and again.
             drop(connect(ctx, ConnKind::Snapshot, target, addr).await?);
-            source
+            let (meta, spool) = source
                 .spool()
                 .await
-                .map_err(|error| CallError::NotSent(format!("writing the snapshot: {error}")))?
+                .map_err(|error| CallError::NotSent(format!("writing the snapshot: {error}")))?;
+            (meta, spool, hold)
         }
     };
     crash_point!("send_before");
     let conn = connect(ctx, ConnKind::Snapshot, target, addr).await?;
-    send_spool(ctx, conn, vote, &meta, &spool)
+    let vote = send_spool(ctx, conn, vote, &meta, &spool)
         .await
-        .map_err(|error| CallError::Lost(format!("snapshot: {error}")))
+        .map_err(|error| CallError::Lost(format!("snapshot: {error}")))?;
+    hold.arrived();
+    Ok(vote)
 }
 
 async fn send_spool(
