@@ -8,6 +8,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Poll, Waker};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -122,6 +123,35 @@ pub struct NodeScope {
     random: Random,
     /// Handles to end all tasks of the node, as a crash does; kept by simulated worlds only.
     tasks: Option<Mutex<Vec<tokio::task::AbortHandle>>>,
+    pause: Arc<Mutex<Pause>>,
+}
+
+/// Whether a node's tasks run, and those that wait until they do.
+#[derive(Default)]
+struct Pause {
+    paused: bool,
+    waiting: Vec<Waker>,
+}
+
+/// A task that does nothing while its node is paused.
+struct Pausable<F> {
+    future: Pin<Box<F>>,
+    pause: Arc<Mutex<Pause>>,
+}
+
+impl<F: Future> Future for Pausable<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        {
+            let mut pause = self.pause.lock().expect("no panic while held");
+            if pause.paused {
+                pause.waiting.push(context.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        self.future.as_mut().poll(context)
+    }
 }
 
 impl NodeScope {
@@ -130,6 +160,7 @@ impl NodeScope {
         Arc::new(NodeScope {
             random,
             tasks: crashable.then(Mutex::default),
+            pause: Arc::default(),
         })
     }
 
@@ -143,14 +174,37 @@ impl NodeScope {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        let handle = runtime.spawn(NODE.scope(self.clone(), future));
-        if let Some(tasks) = &self.tasks {
-            tasks
-                .lock()
-                .expect("no panic while held")
-                .push(handle.abort_handle());
-        }
+        let future = NODE.scope(self.clone(), future);
+        let Some(tasks) = &self.tasks else {
+            return runtime.spawn(future);
+        };
+        let handle = runtime.spawn(Pausable {
+            future: Box::pin(future),
+            pause: self.pause.clone(),
+        });
+        tasks
+            .lock()
+            .expect("no panic while held")
+            .push(handle.abort_handle());
         handle
+    }
+
+    /// Stops all tasks of the node where they stand until [`resume`](Self::resume), as SIGSTOP stops
+    /// a process: time goes on without it. Only for a scope whose tasks are remembered.
+    pub fn pause(&self) {
+        self.pause.lock().expect("no panic while held").paused = true;
+    }
+
+    /// Lets the tasks of the node go on.
+    pub fn resume(&self) {
+        let waiting = {
+            let mut pause = self.pause.lock().expect("no panic while held");
+            pause.paused = false;
+            std::mem::take(&mut pause.waiting)
+        };
+        for waker in waiting {
+            waker.wake();
+        }
     }
 
     /// Ends all tasks of the node where they stand, and waits until they are gone.

@@ -3,6 +3,8 @@
 //! `FAILPOINTS` in the environment says where, in the words of the `fail` crate:
 //! `log_append_before=7*off->return` ends the process when it comes there for the eighth time.
 //! Only the cargo feature `failpoints` makes such a build; in any other the points are nothing.
+//!
+//! The same build can be told to have one of the bugs in [`PLANTS`]: the simulation must find it.
 
 /// A step by name. A test build ends here if it was told to; any other has nothing here.
 #[cfg(feature = "failpoints")]
@@ -21,13 +23,65 @@ macro_rules! crash_point {
     ($name:literal) => {};
 }
 
+/// Whether a test build was told to have this bug, see [`PLANTS`]; any other build never has it.
+#[cfg(feature = "failpoints")]
+#[macro_export]
+macro_rules! planted {
+    ($name:literal) => {{
+        const { assert!($crate::failpoints::is_a_plant($name), "not in PLANTS") };
+        $crate::failpoints::has_plant($name)
+    }};
+}
+
+/// Whether a test build was told to have this bug; any other build, as this one, never has it.
+#[cfg(not(feature = "failpoints"))]
+#[macro_export]
+macro_rules! planted {
+    ($name:literal) => {
+        false
+    };
+}
+
 #[cfg(feature = "failpoints")]
 pub use points::*;
 
 #[cfg(feature = "failpoints")]
 mod points {
     use std::io::Write as _;
-    use std::sync::Once;
+    use std::sync::{Once, OnceLock};
+
+    /// Bugs that kvd itself must have for a test to look for them; most others are planted at its
+    /// doors.
+    pub const PLANTS: &[&str] = &[
+        // A write that may be in the log is answered as one that did not happen.
+        "wrong_refusal",
+        // A write that may be in the log is proposed again.
+        "sent_again",
+        // A leader that was started again goes on in its term, without an election.
+        "leader_restored",
+    ];
+
+    static PLANTED: OnceLock<&'static str> = OnceLock::new();
+
+    /// Gives this process one of the bugs, for as long as it runs.
+    ///
+    /// # Panics
+    ///
+    /// There is no such bug, or the process has one already.
+    pub fn plant(name: &'static str) {
+        assert!(is_a_plant(name), "no bug is called {name}");
+        assert!(PLANTED.set(name).is_ok(), "one bug at a time");
+    }
+
+    /// Whether this process was told to have this bug; see [`planted`](crate::planted).
+    pub fn has_plant(name: &str) -> bool {
+        PLANTED.get().is_some_and(|planted| *planted == name)
+    }
+
+    /// Whether a bug has this name.
+    pub const fn is_a_plant(name: &str) -> bool {
+        is_among(name, PLANTS)
+    }
 
     /// Every point, in the order of a node's life: a test that crashes at all of them knows by this
     /// list that it does.
@@ -153,9 +207,13 @@ mod points {
 
     /// Whether a point has this name.
     pub const fn is_listed(name: &str) -> bool {
+        is_among(name, POINTS)
+    }
+
+    const fn is_among(name: &str, all: &[&str]) -> bool {
         let mut n = 0;
-        while n < POINTS.len() {
-            if equal(POINTS[n].as_bytes(), name.as_bytes()) {
+        while n < all.len() {
+            if equal(all[n].as_bytes(), name.as_bytes()) {
                 return true;
             }
             n += 1;

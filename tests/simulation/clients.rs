@@ -5,14 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kvd::doors::{Net, Random, Stream};
-use kvd::outcome::Fate;
 use kvd::resp::{Reply, ReplyDecoder};
 use kvd_tests::history::{self, Op, PAIR, Record};
 use kvd_tests::lease::Lease;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{sleep, timeout};
-
-use crate::plant::{Plant, planted};
 
 /// A call that takes longer is given up, with an unknown outcome.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,41 +54,19 @@ impl Client {
     }
 }
 
-/// What became of a connection with a call.
-pub(crate) enum Went {
-    /// It goes on.
-    On,
-    /// It is of no more use.
-    Away,
-    /// The call, which began at this time, is to be sent again; a planted bug alone says so.
-    Again(u64),
-}
-
-/// Makes one call and notes it. One that is sent again has `begun` already.
+/// Makes one call and notes it; `false` where the connection is of no more use.
 pub(crate) async fn call(
     client: &mut Client,
     record: &Mutex<Record>,
     key: &'static str,
     op: Op,
-    begun: Option<u64>,
-) -> Went {
-    let began = begun.unwrap_or_else(|| record.lock().unwrap().begin());
+) -> bool {
+    let began = record.lock().unwrap().begin();
     let reply = client.call(&op.command(key)).await;
-    let mut fate = history::fate(reply.as_ref());
-    if fate == Some(Fate::Unknown) && op != Op::Get {
-        if planted(Plant::SentAgain) {
-            return Went::Again(began);
-        }
-        if planted(Plant::WrongRefusal) {
-            fate = Some(Fate::NotDone);
-        }
-    }
+    let fate = history::fate(reply.as_ref());
     let mut record = record.lock().unwrap();
     record.end(key, op, began, reply.as_ref(), fate);
-    match reply {
-        Some(_) => Went::On,
-        None => Went::Away,
-    }
+    reply.is_some()
 }
 
 /// A transaction that counts the pair up, or a read of both; `false` where the connection is of no
@@ -143,7 +118,6 @@ pub(crate) async fn run(
 ) {
     let mut n = 0;
     let mut lease = Lease::new(id);
-    let mut again: Option<(&'static str, Op, u64)> = None;
     while !stop.load(Ordering::Relaxed) {
         let addr = &addrs[random.next() as usize % addrs.len()];
         let Some(mut client) = Client::connect(&net, addr).await else {
@@ -156,7 +130,7 @@ pub(crate) async fn run(
             }
             n += 1;
             let chance = random.next() % 12;
-            if chance < 4 && again.is_none() {
+            if chance < 4 {
                 let went = match chance {
                     0 | 1 => call_pair(&mut client, &record, chance == 0).await,
                     2 => {
@@ -171,17 +145,8 @@ pub(crate) async fn run(
                 continue;
             }
             let (key, op) = Op::pick(random.next(), format!("{id}.{n}"));
-            let (key, op, begun) = match again.take() {
-                Some((key, op, begun)) => (key, op, Some(begun)),
-                None => (key, op, None),
-            };
-            match call(&mut client, &record, key, op.clone(), begun).await {
-                Went::On => {}
-                Went::Away => break,
-                Went::Again(begun) => {
-                    again = Some((key, op, begun));
-                    break;
-                }
+            if !call(&mut client, &record, key, op).await {
+                break;
             }
             sleep(Duration::from_micros(random.next() % 60_000)).await;
         }

@@ -114,6 +114,7 @@ fn one(seed: u64) -> ExitCode {
             std::process::exit(1);
         }
     }));
+    plant::sow();
     let run = std::thread::spawn(move || run::run(seed));
     match run.join() {
         Ok(Ok(report)) => {

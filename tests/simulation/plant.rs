@@ -1,5 +1,6 @@
 //! Bugs that are planted, each of them one that a server like this could have: a run with one must
-//! fail. They are planted at the doors, so that kvd itself holds no such code.
+//! fail. They are planted at the doors, so that kvd itself holds no such code; those for which no door
+//! will do are in kvd's test builds alone (`kvd::failpoints::PLANTS`).
 
 use std::sync::OnceLock;
 
@@ -22,14 +23,12 @@ pub(crate) enum Plant {
     LostMark,
     /// Reads see what their node has applied, without asking the leader.
     LocalReads,
-    /// What became of a write is unknown, and the error says that it did not happen.
-    WrongRefusal,
-    /// A write of unknown outcome is sent again as if it had not happened.
-    SentAgain,
+    /// One of kvd's own.
+    Within(&'static str),
 }
 
 /// All of them, by name.
-pub(crate) const ALL: [(&str, Plant); 10] = [
+pub(crate) const ALL: [(&str, Plant); 11] = [
     ("early-sync", Plant::EarlySync),
     ("early-vote", Plant::EarlyVote),
     ("forgotten-vote", Plant::ForgottenVote),
@@ -38,20 +37,33 @@ pub(crate) const ALL: [(&str, Plant); 10] = [
     ("local-expiry", Plant::LocalExpiry),
     ("lost-mark", Plant::LostMark),
     ("local-reads", Plant::LocalReads),
-    ("wrong-refusal", Plant::WrongRefusal),
-    ("sent-again", Plant::SentAgain),
+    ("wrong-refusal", Plant::Within("wrong_refusal")),
+    ("sent-again", Plant::Within("sent_again")),
+    ("leader-restored", Plant::Within("leader_restored")),
 ];
 
 /// Where the run is told its bug.
 pub(crate) const VARIABLE: &str = "KVD_PLANT";
 
+static TOLD: OnceLock<Option<Plant>> = OnceLock::new();
+
+/// Plants what this run was told, before anything else happens in it.
+///
+/// # Panics
+///
+/// No bug is called so.
+pub(crate) fn sow() {
+    let told = std::env::var(VARIABLE).ok().map(|name| {
+        let found = ALL.iter().find(|(known, _)| *known == name);
+        found.unwrap_or_else(|| panic!("no bug is called {name}")).1
+    });
+    if let Some(Plant::Within(name)) = told {
+        kvd::failpoints::plant(name);
+    }
+    TOLD.set(told).expect("a run is sown once");
+}
+
 /// Whether this run has this bug.
 pub(crate) fn planted(plant: Plant) -> bool {
-    static TOLD: OnceLock<Option<Plant>> = OnceLock::new();
-    let told = TOLD.get_or_init(|| {
-        let name = std::env::var(VARIABLE).ok()?;
-        let found = ALL.iter().find(|(known, _)| *known == name);
-        Some(found.unwrap_or_else(|| panic!("no bug is called {name}")).1)
-    });
-    *told == Some(plant)
+    TOLD.get() == Some(&Some(plant))
 }

@@ -199,7 +199,7 @@ async fn live(seed: u64) -> Result<String, String> {
             let mut client = Client::connect(&wires.at(ADMIN), &client_addr(n)).await;
             let client = client.as_mut().ok_or("a healed node does not answer")?;
             for key in keys() {
-                clients::call(client, &record, key, Op::Get, None).await;
+                clients::call(client, &record, key, Op::Get).await;
             }
         }
         Ok::<(), String>(())

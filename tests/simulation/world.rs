@@ -335,7 +335,7 @@ impl World {
     pub(crate) async fn fault(&mut self) -> Result<(), String> {
         self.faults += 1;
         let n = self.below(MEMBERS);
-        match self.below(15) {
+        match self.below(17) {
             0..=2 => self.crash(n).await,
             3 => {
                 for n in 0..MEMBERS {
@@ -396,6 +396,20 @@ impl World {
                     sleep(Duration::from_millis(ms)).await;
                     say!("{} is heard again", name(n));
                     wires.heal_at(n);
+                });
+            }
+            14 | 15 => {
+                // Shorter and longer than it takes the others to elect a leader.
+                let Some(running) = &self.members[n].running else {
+                    return Ok(());
+                };
+                let (scope, ms) = (running.scope.clone(), 50 + self.below(3000) as u64);
+                say!("{} does nothing for {ms} ms", name(n));
+                scope.pause();
+                tokio::spawn(async move {
+                    sleep(Duration::from_millis(ms)).await;
+                    say!("{} goes on", name(n));
+                    scope.resume();
                 });
             }
             _ => {

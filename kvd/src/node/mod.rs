@@ -648,6 +648,8 @@ impl Node {
             ratio(commands, entries),
         );
         if let Ok(core) = self.core() {
+            let installed = core.machine.installations();
+            line("raft_snapshots_installed".to_owned(), installed.to_string());
             for (name, value) in core.log.info() {
                 line(name, value);
             }
@@ -730,7 +732,7 @@ fn raft_config() -> Config {
         enable_pre_vote: Some(true),
         quorum_loss_probe_interval: Some(2 * ELECTION.1.as_millis() as u64),
         // A leader that lost its unsynced tail must not go on in the same term.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(planted!("leader_restored")),
         max_payload_entries: 1024,
         purge_batch_size: 1024,
         snapshot_policy: SnapshotPolicy::Never,

@@ -199,6 +199,7 @@ impl Core {
         match timeout_at(hold_until + self.settings.write_timeout, wait).await {
             Ok(Ok(Outcome::Done(written))) => Ok(written),
             Ok(Ok(Outcome::Refused)) => Err(outcome::cluster_down()),
+            _ if planted!("wrong_refusal") => Err(outcome::cluster_down()),
             Ok(Ok(Outcome::Unknown) | Err(_)) => Err(outcome::leadership_changed()),
             Err(_) => Err(outcome::no_majority()),
         }
@@ -319,6 +320,7 @@ impl Core {
                     }
                 }
                 Err(ClientWriteError::ForwardToLeader(_)) => core.try_again(jobs),
+                Err(_) if planted!("sent_again") => core.try_again(jobs),
                 // Dropping the jobs says that their outcome is unknown.
                 Err(_) => drop(jobs),
             }
@@ -389,6 +391,7 @@ impl Core {
                 self.proposer_pause().await;
                 self.try_again(jobs);
             }
+            _ if planted!("sent_again") => self.try_again(jobs),
             _ => {
                 for (job, applied) in jobs.into_iter().zip(applied) {
                     doors::spawn(
