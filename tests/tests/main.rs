@@ -20,6 +20,7 @@ mod failover;
 mod failpoints;
 mod first_release;
 mod fuzz;
+mod hazards;
 mod identity;
 mod io_errors;
 mod leave;

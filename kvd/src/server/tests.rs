@@ -1067,3 +1067,48 @@ async fn a_backup_belongs_to_one_connection_and_goes_with_it() {
     let files = std::fs::read_dir(world.fake.0.folder.path()).unwrap();
     assert_eq!(files.count(), 1);
 }
+
+/// A client whose MULTI or DISCARD is refused does not know whether it still queues.
+#[tokio::test]
+async fn only_exec_can_fail_on_the_state_of_the_cluster() {
+    let world = World::new();
+    let (mut plain, mut aware) = (world.client(), world.client());
+    aware.says("ASKING\r\n", "+OK\r\n").await;
+    // There is no leader; then it is elsewhere, which a client that knows of clusters is told.
+    let (down, moved) = (
+        "-CLUSTERDOWN The cluster is down\r\n",
+        "-MOVED 15495 other:7000\r\n",
+    );
+    for (client, refused) in [(&mut plain, down), (&mut aware, moved)] {
+        {
+            let mut state = world.fake.state();
+            (state.refusal, state.elsewhere) = (None, None);
+            if refused == down {
+                state.leaderless = true;
+                state.refusal = Some(Reply::error("CLUSTERDOWN The cluster is down"));
+            } else {
+                state.elsewhere = Some(Member {
+                    client_addr: "other:7000".to_owned(),
+                    ..Member::default()
+                });
+            }
+        }
+        let queued = "MULTI\r\nSET a 1\r\nGET a\r\n";
+        client
+            .says(
+                &format!("{queued}DISCARD\r\n"),
+                "+OK\r\n+QUEUED\r\n+QUEUED\r\n+OK\r\n",
+            )
+            .await;
+        client
+            .says(
+                &format!("{queued}EXEC\r\n"),
+                &format!("+OK\r\n+QUEUED\r\n+QUEUED\r\n{refused}"),
+            )
+            .await;
+        // It has ended, whatever became of it.
+        client
+            .says("DISCARD\r\n", "-ERR DISCARD without MULTI\r\n")
+            .await;
+    }
+}

@@ -380,3 +380,34 @@ fn fuzz_body(body: &Bytes) {
     let _ = read_transferred(body.clone());
     let _ = decode_hello(body.clone());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Where fuzzing begins: what no seed has is hardly found by chance.
+    #[test]
+    fn the_seeds_of_fuzzing_hold_every_kind_of_message() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/peer_frames");
+        let mut read = [false; 8];
+        for file in std::fs::read_dir(folder).unwrap() {
+            let body = Bytes::from(std::fs::read(file.unwrap().path()).unwrap());
+            let understood = [
+                read_append(body.clone(), 1).is_ok_and(|append| append.entries.len() > 2),
+                read_vote_request(body.clone(), 1).is_ok(),
+                read_transfer(body.clone(), 1).is_ok(),
+                read_snapshot_begin(body.clone(), 1).is_ok(),
+                read_appended(body.clone(), None, None).is_ok(),
+                read_vote_response(body.clone()).is_ok(),
+                read_transferred(body.clone()).is_ok(),
+                decode_hello(body).is_ok(),
+            ];
+            for (read, understood) in read.iter_mut().zip(understood) {
+                *read |= understood;
+            }
+        }
+        assert_eq!(read, [true; 8]);
+    }
+}
