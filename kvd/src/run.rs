@@ -270,42 +270,31 @@ fn auth_of(config: &Config) -> Result<Arc<dyn Auth>, Failed> {
 }
 
 pub(crate) fn data_dir_failed(error: DataDirError) -> Failed {
-    let (code, hint) = match &error {
-        DataDirError::Locked(_) => (exit::LOCKED, None),
-        DataDirError::Io { .. } => (exit::IO, None),
-        DataDirError::Foreign { .. } | DataDirError::Absent(_) => (exit::CONFIG, None),
-        DataDirError::HalfRebuilt(_) => (
-            exit::CONFIG,
-            Some(
-                "give `kvd recover` again; what `kvd snapshot restore` began is removed, and \
-                 restored anew"
-                    .to_owned(),
-            ),
+    let hint = match &error {
+        DataDirError::HalfRebuilt(_) => Some(
+            "give `kvd recover` again; what `kvd snapshot restore` began is removed, and restored \
+             anew"
+                .to_owned(),
         ),
-        DataDirError::HalfMigrated(_) => (
-            exit::CONFIG,
-            Some("give `kvd backend migrate` again, or remove it".to_owned()),
-        ),
-        DataDirError::Backend { found, .. } => (
-            exit::CONFIG,
-            Some(format!(
-                "--backend {found}, another directory, or `kvd backend migrate`, which copies a \
-                 stopped node to another engine"
-            )),
-        ),
+        DataDirError::HalfMigrated(_) => {
+            Some("give `kvd backend migrate` again, or remove it".to_owned())
+        }
+        DataDirError::Backend { found, .. } => Some(format!(
+            "--backend {found}, another directory, or `kvd backend migrate`, which copies a \
+             stopped node to another engine"
+        )),
+        DataDirError::Locked(_)
+        | DataDirError::Io { .. }
+        | DataDirError::Foreign { .. }
+        | DataDirError::Absent(_) => None,
     };
-    Failed::new(code, error).with_hint(hint.as_deref())
+    Failed::new(exit::of_data_dir(&error), error).with_hint(hint.as_deref())
 }
 
 fn start_failed(error: StartError) -> Failed {
     match error {
         StartError::DataDir(error) => data_dir_failed(error),
-        StartError::Engine(_)
-        | StartError::Log(_)
-        | StartError::Restart(_)
-        | StartError::State(_) => Failed::new(exit::CONFIG, error),
-        StartError::Io(_) => Failed::new(exit::IO, error),
-        StartError::Raft(_) => Failed::new(exit::PANIC, error),
+        error => Failed::new(exit::of_start(&error), error),
     }
 }
 

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kvd::exit;
-use kvd_tests::{Node, alone, join, leader, until};
+use kvd::resp::Reply;
+use kvd_tests::{Client, Node, alone, join, leader, until};
 
 use crate::crash::{Writes, survive};
 use crate::preload::preload;
@@ -83,5 +84,48 @@ fn the_others_go_on_when_a_members_log_or_engine_fails() {
                 fail(&mut nodes[n], what);
             });
         }
+    }
+}
+
+/// A disk that cannot be read says nothing of what is on it: nobody must be told to wipe it.
+#[test]
+fn a_node_whose_disk_fails_at_its_start_ends_as_one_whose_disk_fails_later() {
+    let _alone = alone();
+    for backend in ["redb", "sled"] {
+        let temp = tempfile::tempdir().unwrap();
+        let mut node = fallible(temp.path(), "node0", backend);
+        node.start();
+        assert_eq!(node.client().call(&["SET", "a", "1"]), Reply::Ok);
+        for what in [
+            "read /log/",
+            "write /engine/",
+            "sync /log/",
+            "read /engine/",
+        ] {
+            node.kill();
+            let lines = node.log().lines().count();
+            fs::write(armed(&node), what).unwrap();
+            node.spawn();
+            // Not each engine writes or reads when it is opened.
+            let mut answers = false;
+            until("the node stops, or answers", || {
+                let client = Client::connect(&node.addr()).ok();
+                answers = client.is_some_and(|mut client| client.try_call(&["PING"]).is_ok());
+                answers || node.exited().is_some()
+            });
+            let log = node.log();
+            let said: Vec<&str> = log.lines().skip(lines).collect();
+            let said = said.join("\n");
+            assert!(!answers || what.ends_with("/engine/"), "{what}: {said}");
+            if let Some(status) = node.exited() {
+                assert_eq!(status.code(), Some(exit::IO), "{backend}, {what}: {said}");
+                assert!(said.contains("Input/output error"), "{what}: {said}");
+                assert!(!said.contains("wipe"), "{what}: {said}");
+            }
+            fs::remove_file(armed(&node)).unwrap();
+        }
+        node.kill();
+        node.start();
+        assert_eq!(node.client().call(&["GET", "a"]), Reply::bulk("1"));
     }
 }

@@ -35,6 +35,8 @@ fn failed(error: Error) -> Failed {
         Error::Io(error) if error.kind() != std::io::ErrorKind::InvalidData => {
             Failed::new(exit::IO, error)
         }
+        Error::Engine(ref engine) => Failed::new(exit::of_engine(engine), error),
+        Error::Log(ref log) => Failed::new(exit::of_log(log), error),
         error => Failed::new(exit::CONFIG, error),
     }
 }

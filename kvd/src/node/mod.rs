@@ -46,7 +46,7 @@ pub use self::types::{
 use crate::data_dir::{Addresses, DataDir, DataDirError, Identity, Stage};
 use crate::doors::{Doors, NodeScope};
 use crate::raft::entry::Group;
-use crate::raft::executor::Executor;
+use crate::raft::executor::{Executor, Stop};
 use crate::raft::log::{self, LogStore};
 use crate::raft::snapshot::SnapshotDir;
 use crate::raft::spool::{SnapshotSource as _, Spool};
@@ -54,7 +54,7 @@ use crate::raft::state_machine::{self, StateMachine};
 use crate::raft::transport;
 use crate::raft::{Member, NodeId, Raft};
 use crate::resp::Reply;
-use crate::storage::{Caps, Engine, Store};
+use crate::storage::{self, Caps, Engine, Store};
 
 /// Heartbeats of a leader.
 pub const HEARTBEAT: Duration = Duration::from_millis(75);
@@ -111,7 +111,7 @@ impl Settings {
 }
 
 /// Opens the engine in a directory.
-pub type OpenEngine = Arc<dyn Fn(&Path) -> Result<Arc<dyn Engine>, String> + Send + Sync>;
+pub type OpenEngine = Arc<dyn Fn(&Path) -> storage::Result<Arc<dyn Engine>> + Send + Sync>;
 
 /// Opens the log in a directory: [`LogStore::open`], but for simulated worlds.
 pub type OpenLog = Arc<
@@ -143,7 +143,7 @@ pub enum StartError {
     DataDir(#[from] DataDirError),
     /// The engine.
     #[error("backend: {0}")]
-    Engine(String),
+    Engine(storage::Error),
     /// The log.
     #[error(transparent)]
     Log(#[from] log::OpenError),
@@ -152,7 +152,7 @@ pub enum StartError {
     Restart(#[from] log::RestartError),
     /// The state.
     #[error("state: {0}")]
-    State(String),
+    State(Stop),
     /// Snapshot files.
     #[error("snapshots: {0}")]
     Io(#[from] io::Error),
@@ -768,10 +768,12 @@ impl Shared {
         let engine = (self.open_engine)(&engine_dir).map_err(StartError::Engine)?;
         crash_point!("open_engine_after");
         if !self.settings.limits.keyspace().fit(&engine.limits()) {
-            return Err(StartError::Engine(format!(
+            let message = format!(
                 "'{}' stores less than the limits of this node; lower --max-entry-bytes",
                 engine.name()
-            )));
+            );
+            let error = storage::Error::new(storage::ErrorKind::TooLarge, message);
+            return Err(StartError::Engine(error));
         }
         let store = Arc::new(Store::new(engine));
         if store.views_block_stores() {
@@ -784,7 +786,7 @@ impl Shared {
         let durable = state_machine::recover(&store, &snapshots)?;
         crash_point!("open_recovered");
         let executor = Executor::new(store.clone(), self.settings.limits.keyspace())
-            .map_err(|error| StartError::State(error.to_string()))?;
+            .map_err(StartError::State)?;
         let applied = executor.position().log_id;
         let fatal = self.fatal.clone();
         let log = (self.open_log)(

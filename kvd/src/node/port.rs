@@ -14,6 +14,7 @@ use super::membership::taken_out;
 use super::peer::{Request, Response};
 use crate::data_dir::Stage;
 use crate::doors::BoxFuture;
+use crate::exit;
 use crate::keyspace::State;
 use crate::raft::entry::FEATURE_LEVEL;
 use crate::raft::spool::{SnapshotMeta, SnapshotSink, SpoolWriter};
@@ -149,7 +150,7 @@ impl PeerPort {
                 .expect("no panic while held")
                 .adopt(0, &identity.name);
             if let Err(error) = waiting {
-                (shared.fatal)(crate::exit::IO, &error.to_string());
+                (shared.fatal)(exit::IO, &error.to_string());
                 return;
             }
             tracing::error!(
@@ -265,13 +266,13 @@ impl PeerPort {
                 .expect("no panic while held")
                 .adopt(cluster, &name);
             if let Err(error) = adopted {
-                (shared.fatal)(crate::exit::CONFIG, &error.to_string());
+                (shared.fatal)(exit::of_data_dir(&error), &error.to_string());
                 return Response::Refused;
             }
             tracing::info!(cluster = %format!("{cluster:032x}"), %name, "taken in by a cluster");
             crash_point!("adopt_wiped");
             if let Err(error) = self.node.open().await {
-                (shared.fatal)(crate::exit::CONFIG, &error.to_string());
+                (shared.fatal)(exit::of_start(&error), &error.to_string());
                 return Response::Refused;
             }
         }
@@ -319,7 +320,7 @@ impl PeerPort {
             .expect("no panic while held")
             .update(|identity| identity.stage = Stage::Removed);
         if let Err(error) = update {
-            (shared.fatal)(crate::exit::CONFIG, &error.to_string());
+            (shared.fatal)(exit::of_data_dir(&error), &error.to_string());
             return Response::Refused;
         }
         crash_point!("removed_noted");

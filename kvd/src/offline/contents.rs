@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::migrate::Summed;
-use super::{Error, State, fits, scan_log, undamaged};
+use super::{Error, State, engine_failed, fits, scan_log, undamaged};
 use crate::keyspace::{Limits, View, stream};
 use crate::node::OpenEngine;
 use crate::raft::log::Scan;
@@ -44,10 +44,9 @@ pub fn verify_data(
     undamaged(&log)?;
     let state = State::open(&dir, open_engine, limits)?;
     let engine = state.store.engine().clone();
-    let engine_failed = |error: &dyn std::fmt::Display| Error::Engine(error.to_string());
     match engine.verify() {
         Err(error) if error.kind() != crate::storage::ErrorKind::Unsupported => {
-            return Err(engine_failed(&error));
+            return Err(error.into());
         }
         _ => {}
     }
@@ -60,10 +59,10 @@ pub fn verify_data(
     }
     fits(&dir, &log, &state)?;
     let position = state.position();
-    let read = state.store.read().map_err(|error| engine_failed(&error))?;
+    let read = state.store.read()?;
     let digest = View::new(&read, position.time_ms, position.time_ms)
         .and_then(|view| view.digest())
-        .map_err(|error| engine_failed(&error))?;
+        .map_err(engine_failed)?;
     drop(read);
     let report = DataReport {
         backend: format!("{} {}", engine.name(), engine.version()),

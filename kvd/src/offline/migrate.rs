@@ -5,7 +5,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::{Error, State, contents, fits, undamaged};
+use super::{Error, State, contents, engine_failed, fits, undamaged};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::keyspace::{Limits, View, stream};
 use crate::node::OpenEngine;
@@ -136,7 +136,7 @@ fn fill(
             .map_err(|error| Error::Refused(error.to_string()))
             .and_then(|mut feed| {
                 let replaced = state.store.replace(&mut feed, &mark);
-                replaced.map_err(|error| Error::Engine(error.to_string()))
+                replaced.map_err(Error::Engine)
             });
         // Its end of the pipe is closed, so a sender that nobody hears ends.
         let sent = sent.join().expect("it does not panic");
@@ -180,11 +180,7 @@ fn check(
     }
     let state = State::open(dir, open_engine, limits)?;
     fits(dir, &copied, &state)?;
-    let marks = [&state.store, &source.store].map(|store| store.mark());
-    let [Ok(mark), Ok(expected)] = marks else {
-        return Err(Error::Engine("it does not say its mark".to_owned()));
-    };
-    if mark != expected {
+    if state.store.mark()? != source.store.mark()? {
         return Err(differs("position is"));
     }
     let (keys, sum) = contents::verify_contents(&state.store)?;
@@ -195,7 +191,7 @@ fn check(
     let view = state.store.read().map_err(io::Error::other)?;
     let digest = View::new(&view, position.time_ms, position.time_ms)
         .and_then(|view| view.digest())
-        .map_err(|error| Error::Engine(error.to_string()))?;
+        .map_err(engine_failed)?;
     drop(view);
     let migrated = Migrated {
         name: dir.identity().name.clone(),

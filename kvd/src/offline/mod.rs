@@ -17,15 +17,15 @@ pub use self::migrate::{Migrated, Place, migrate};
 pub use self::rebirth::{Reborn, force_new_cluster, restore_snapshot};
 pub use self::repair::{Repaired, drop_from, drop_tail};
 use crate::data_dir::{DataDir, DataDirError, Stage};
-use crate::keyspace::Limits;
+use crate::keyspace::{Failure, Limits};
 use crate::node::OpenEngine;
 use crate::raft::Entry;
-use crate::raft::executor::Executor;
+use crate::raft::executor::{Executor, Stop};
 use crate::raft::log;
 use crate::raft::position::Position;
 use crate::raft::snapshot::SnapshotDir;
 use crate::raft::state_machine;
-use crate::storage::{Caps, Store};
+use crate::storage::{self, Caps, Store};
 
 /// Entries that are carried out as one batch.
 const ENTRIES_AT_ONCE: usize = 1024;
@@ -38,7 +38,7 @@ pub enum Error {
     DataDir(#[from] DataDirError),
     /// The engine.
     #[error("backend: {0}")]
-    Engine(String),
+    Engine(#[from] storage::Error),
     /// The log.
     #[error(transparent)]
     Log(#[from] log::OpenError),
@@ -53,6 +53,13 @@ pub enum Error {
     Refused(String),
 }
 
+fn engine_failed(failure: Failure) -> Error {
+    match failure {
+        Failure::Engine(error) => Error::Engine(error),
+        Failure::WrongType | Failure::TooLarge { .. } => Error::Refused(failure.to_string()),
+    }
+}
+
 /// The opened state of a stopped node.
 struct State {
     store: Arc<Store>,
@@ -63,7 +70,7 @@ struct State {
 impl State {
     /// Opens engine and snapshots, and finishes an installation that was cut off.
     fn open(dir: &DataDir, open_engine: &OpenEngine, limits: Limits) -> Result<Self, Error> {
-        let engine = open_engine(&dir.engine()).map_err(Error::Engine)?;
+        let engine = open_engine(&dir.engine())?;
         let store = Arc::new(Store::new(engine));
         let snapshots = Arc::new(SnapshotDir::open(&dir.snapshots())?);
         state_machine::recover(&store, &snapshots)?;
@@ -108,10 +115,12 @@ impl State {
     }
 
     fn carry_out(&mut self, entries: &[Entry]) -> Result<(), Error> {
-        let failed = |error: &dyn std::fmt::Display| Error::Engine(error.to_string());
         let applied = self.executor.apply(entries.iter());
-        applied.map_err(|stop| failed(&stop))?;
-        self.store.store_all().map_err(|error| failed(&error))
+        applied.map_err(|stop| match stop {
+            Stop::Engine(error) => Error::Engine(error),
+            Stop::Entry { .. } => Error::Refused(stop.to_string()),
+        })?;
+        Ok(self.store.store_all()?)
     }
 
     fn position(&self) -> &Position {

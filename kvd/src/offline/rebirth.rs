@@ -4,7 +4,7 @@ use std::path::Path;
 
 use openraft::EntryPayload;
 
-use super::{Error, State, fits, undamaged};
+use super::{Error, State, engine_failed, fits, undamaged};
 use crate::config;
 use crate::data_dir::{Addresses, Birth, DataDir, Stage, new_ids};
 use crate::doors::Random;
@@ -188,11 +188,10 @@ fn found(
 /// The entry that drops what the old cluster meant to do about its members.
 fn forget_joins(state: &State) -> Result<bytes::Bytes, Error> {
     let position = state.position();
-    let engine = |error: &dyn std::fmt::Display| Error::Engine(error.to_string());
-    let read = state.store.read().map_err(|error| engine(&error))?;
+    let read = state.store.read()?;
     let intents = View::new(&read, position.time_ms, position.time_ms)
         .and_then(|view| view.systems(JOIN_INTENTS))
-        .map_err(|error| engine(&error))?;
+        .map_err(engine_failed)?;
     let mut group = GroupBuilder::internal();
     for (name, _) in &intents {
         group.command(&[META_DELETE, name.as_bytes()]);

@@ -53,9 +53,7 @@ pub(crate) fn opener(
     calls: Arc<Calls>,
 ) -> OpenEngine {
     Arc::new(move |path| {
-        let engine = calls
-            .during("open", || plugin.open(path, &options))
-            .map_err(|error| error.to_string())?;
+        let engine = calls.during("open", || plugin.open(path, &options))?;
         let engine = PluginEngine::watched(engine, options.clone(), calls.clone());
         Ok(Arc::new(engine))
     })

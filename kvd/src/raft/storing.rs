@@ -217,6 +217,7 @@ impl Hands {
                 match snapshot::install_beyond(own, &spool.path, &self.store) {
                     Ok(installed) => {
                         if let Some(position) = &installed {
+                            tracing::info!(index = position.index(), "a snapshot was installed");
                             self.durable(position);
                             self.room.send_replace(false);
                         }

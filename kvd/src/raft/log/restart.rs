@@ -66,10 +66,10 @@ pub enum RestartError {
         /// Its term in the log.
         log: u64,
     },
-    /// The vote is missing or older than the log.
+    /// The vote is missing or older than log or state.
     #[error(
-        "the log holds entries of term {term} but no vote of that term: it could vote twice; wipe \
-         this node's data directory and join it again as a new member"
+        "log or state hold entries of term {term} but there is no vote of that term: this node \
+         could vote twice; wipe its data directory and join it again as a new member"
     )]
     Vote {
         /// The term of the last entry.
@@ -122,7 +122,8 @@ pub fn check_restart(state: &RestartState) -> Result<(), RestartError> {
                 last: index(last),
             });
         }
-        return Ok(());
+        // The vote is durable before a snapshot is taken: without it, the log is not this node's.
+        return voted(vote, applied);
     }
     if let (Some(applied), Some(purged)) = (applied, purged)
         && applied.index == purged.index
@@ -143,18 +144,22 @@ pub fn check_restart(state: &RestartState) -> Result<(), RestartError> {
             log: last.leader_id.term,
         });
     }
-    if let Some(last) = last {
-        let term = last.leader_id.term;
-        // The first entry of a founded cluster is of term 0, before any vote.
-        if term > 0 && vote.is_none_or(|vote| vote.leader_id.term < term) {
-            return Err(RestartError::Vote { term });
-        }
-    }
+    voted(vote, last)?;
     if committed.is_some() && index(committed) > index(last) {
         return Err(RestartError::CommittedLost {
             committed: index(committed),
             last: index(last),
         });
+    }
+    Ok(())
+}
+
+/// Whether the vote is not older than an entry.
+fn voted(vote: Option<Vote>, entry: Option<LogId>) -> Result<(), RestartError> {
+    let term = entry.map_or(0, |id| id.leader_id.term);
+    // The first entry of a founded cluster is of term 0, before any vote.
+    if term > 0 && vote.is_none_or(|vote| vote.leader_id.term < term) {
+        return Err(RestartError::Vote { term });
     }
     Ok(())
 }
@@ -228,13 +233,11 @@ mod tests {
             }),
             Ok(())
         );
-        assert_eq!(
-            check_restart(&RestartState {
-                newest_spool: Some(120),
-                ..empty_log
-            }),
-            Ok(())
-        );
+        let empty_log_that_voted = RestartState {
+            newest_spool: Some(120),
+            ..state(120, 0, 0, 0)
+        };
+        assert_eq!(check_restart(&empty_log_that_voted), Ok(()));
         assert!(
             check_restart(&RestartState {
                 newest_spool: Some(110),
@@ -242,6 +245,16 @@ mod tests {
             })
             .is_err()
         );
+    }
+
+    #[test]
+    fn a_log_that_was_lost_is_refused_although_a_snapshot_is_there() {
+        let lost = RestartState {
+            newest_spool: Some(120),
+            vote: None,
+            ..state(120, 0, 0, 0)
+        };
+        assert_eq!(check_restart(&lost), Err(RestartError::Vote { term: 1 }));
     }
 
     #[test]
