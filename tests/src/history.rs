@@ -130,7 +130,7 @@ impl Record {
             Some(Reply::Array(both)) if both.len() == 2 => [Some(&both[0]), Some(&both[1])],
             other => [other, other],
         };
-        if fate.is_none() && both[0] != both[1] {
+        if both[0] != both[1] {
             self.broken(format!("{op:?} of the pair gave {reply:?}"));
         }
         for (key, reply) in PAIR.into_iter().zip(both) {
@@ -148,6 +148,15 @@ impl Record {
         let ended = self.calls.iter().filter(|(_, call)| call.ended.is_some());
         let ended = ended.count();
         (ended, self.calls.len() - ended)
+    }
+
+    /// All calls of which something is known, a line for each.
+    pub fn lines(&self) -> String {
+        let lines = self
+            .calls
+            .iter()
+            .map(|(key, call)| format!("{key} {call:?}\n"));
+        lines.collect()
     }
 
     /// Whether the calls on each key are linearizable.

@@ -8,6 +8,7 @@
 
 pub mod history;
 pub mod lease;
+pub mod patience;
 pub mod proxy;
 
 use std::fs::File;
@@ -17,9 +18,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvd::resp::{Protocol, Reply, ReplyDecoder};
+
+use self::patience::Patience;
 
 /// How long anything may take that should take moments; only a hang meets it.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,10 +33,20 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The folder with the `kvd` binary and the plugins, built when first asked for.
+/// The folder with the `kvd` binary and the plugins: the one that `KVD_BUILT` names, or built when
+/// first asked for.
 pub fn built() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
+        if let Some(folder) = std::env::var_os("KVD_BUILT") {
+            let folder = repository().join(folder);
+            assert!(
+                folder.join("kvd").is_file(),
+                "no kvd in {}",
+                folder.display()
+            );
+            return folder;
+        }
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
             .current_dir(repository())
@@ -106,15 +119,20 @@ pub fn free_bytes(path: &Path) -> u64 {
     stat.f_bavail * stat.f_frsize
 }
 
-/// Calls `done` until it holds, or fails after [`PATIENCE`].
+/// Calls `done` until it holds, or fails after [`PATIENCE`], in which time without a CPU does not
+/// count.
 ///
 /// # Panics
 ///
 /// It did not hold in time.
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    if done() {
+        return;
+    }
+    let mut patience = Patience::new(PATIENCE);
     while !done() {
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
+        let over = patience.is_over();
+        assert!(!over, "waited in vain for {}: {what}", patience.spent());
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }
@@ -224,6 +242,7 @@ impl Node {
             .stderr(log)
             .spawn()
             .expect("kvd starts");
+        patience::started(child.id());
         self.process = Some(child);
     }
 
@@ -258,6 +277,7 @@ impl Node {
             // It may have ended by itself.
             drop(child.kill());
             child.wait().expect("the process can be waited for");
+            patience::ended(child.id());
         }
     }
 
@@ -270,11 +290,10 @@ impl Node {
         self.process.as_ref()?;
         self.signal(rustix::process::Signal::TERM);
         until("the node ends after SIGTERM", || self.exited().is_some());
-        self.process
-            .take()?
-            .wait()
-            .expect("the process can be waited for")
-            .code()
+        let mut child = self.process.take()?;
+        patience::ended(child.id());
+        let status = child.wait().expect("the process can be waited for");
+        status.code()
     }
 
     /// SIGSTOP: the process does nothing until [`Self::resume`].

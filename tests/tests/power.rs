@@ -51,6 +51,24 @@ impl Disk {
         disk
     }
 
+    /// Notes that everything under `dir` is on the disk, as after a loss of power.
+    pub(crate) fn note_all(notes: &Path, dir: &Path) {
+        let (mut lines, mut dirs) = (String::new(), vec![dir.to_owned()]);
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                lines += &format!("N {}\n", path.display());
+                if path.is_dir() {
+                    dirs.push(path);
+                } else if !replaced_as_a_whole(&path) {
+                    let bytes = fs::metadata(&path).unwrap().len();
+                    lines += &format!("S {bytes} {}\n", path.display());
+                }
+            }
+        }
+        fs::write(notes, lines).unwrap();
+    }
+
     /// Cuts the files under `dir` back; returns how many bytes were lost.
     pub(crate) fn lose(&self, dir: &Path, engine: &Path) -> u64 {
         let mut lost = 0;

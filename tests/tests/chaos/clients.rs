@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use kvd::outcome::Fate;
+use kvd::outcome::{self, Fate};
 use kvd::resp::Reply;
 use kvd_tests::Client;
 use kvd_tests::history::{self, Op, PAIR, PLAIN, Record, TEXT};
@@ -17,6 +17,19 @@ use super::report::Report;
 /// A client that hears nothing for so long goes to another node.
 const PATIENCE: Duration = Duration::from_secs(12);
 
+/// Large values are of so many keys, and up to eight times as long as the shortest.
+const BULK_KEYS: u64 = 12;
+const BULK_BYTES_MIN: u64 = 32 << 10;
+
+/// A client that breaks a rule, so that its history must be refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Plant {
+    /// It takes local reads for linearizable ones.
+    LocalReads,
+    /// It sends a write of unknown outcome again, without a token.
+    SentAgain,
+}
+
 /// What all clients of a stretch share.
 pub(super) struct Shared<'a> {
     pub(super) addrs: Vec<String>,
@@ -24,6 +37,7 @@ pub(super) struct Shared<'a> {
     pub(super) report: &'a Mutex<Report>,
     pub(super) stop: AtomicBool,
     values: AtomicU64,
+    plant: Option<Plant>,
 }
 
 impl<'a> Shared<'a> {
@@ -34,7 +48,13 @@ impl<'a> Shared<'a> {
             report,
             stop: AtomicBool::new(false),
             values: AtomicU64::new(0),
+            plant: None,
         }
+    }
+
+    pub(super) fn with(mut self, plant: Plant) -> Self {
+        self.plant = Some(plant);
+        self
     }
 
     fn stopped(&self) -> bool {
@@ -103,6 +123,10 @@ impl<'a> Worker<'a> {
                 continue;
             };
             client.set_patience(PATIENCE);
+            let local = self.shared.plant == Some(Plant::LocalReads);
+            if local && client.try_call(&["READONLY"]).is_err() {
+                continue;
+            }
             for _ in 0..self.below(60) {
                 if self.shared.stopped() {
                     return;
@@ -146,6 +170,7 @@ impl<'a> Worker<'a> {
                 self.call(client, TEXT, Op::Append(text)).map(drop)
             }
             10 => self.call(client, TEXT, Op::Get).map(drop),
+            11 if self.below(2) == 0 => self.bulk(client),
             _ => {
                 let (key, op) = Op::pick(self.random.next_u64(), self.shared.value());
                 self.call(client, key, op).map(drop)
@@ -185,10 +210,25 @@ impl<'a> Worker<'a> {
         } else {
             (Op::Get, client.try_call(&["MGET", p, q]).ok())
         };
-        let fate = history::fate(reply.as_ref());
+        // Each command of a transaction has its own outcome.
+        let fate = match &reply {
+            Some(Reply::Array(both)) if counts => both.first().and_then(outcome::fate),
+            reply => history::fate(reply.as_ref()),
+        };
         self.shared.note("pair", counts, fate);
         let mut record = self.shared.record.lock().unwrap();
         record.end_pair(op, began, reply.as_ref(), fate);
+        reply.map(drop).ok_or(Away)
+    }
+
+    /// A large value, so that logs grow and snapshots take their time.
+    fn bulk(&mut self, client: &mut Client) -> Result<(), Away> {
+        let key = format!("bulk:{}", self.below(BULK_KEYS));
+        let bytes = BULK_BYTES_MIN << self.below(4);
+        let value = format!("{key},{}", "x".repeat(bytes as usize));
+        let reply = client.try_call(&["SET", &key, &value]).ok();
+        let fate = history::fate(reply.as_ref());
+        self.shared.note("bulk", true, fate);
         reply.map(drop).ok_or(Away)
     }
 
@@ -216,7 +256,11 @@ impl<'a> Worker<'a> {
                 self.shared.note("replace", false, Some(Fate::Refused));
                 return Ok(());
             }
-            Some(Reply::Array(replies)) if replies.len() == 1 => (replies.into_iter().next(), None),
+            Some(Reply::Array(replies)) if replies.len() == 1 => {
+                let reply = replies.into_iter().next();
+                let fate = history::fate(reply.as_ref());
+                (reply, fate)
+            }
             other => (other.clone(), history::fate(other.as_ref())),
         };
         self.shared.note("replace", true, fate);
@@ -242,7 +286,10 @@ impl<'a> Worker<'a> {
             counter.open = true;
         }
         let sequence = counter.sequence.to_string();
-        let reply = client.try_call(&["ONCE", token, &sequence, "INCR", &counter.key]);
+        let reply = match self.shared.plant {
+            Some(Plant::SentAgain) => client.try_call(&["INCR", &counter.key]),
+            _ => client.try_call(&["ONCE", token, &sequence, "INCR", &counter.key]),
+        };
         let reply = reply.ok();
         let fate = history::fate(reply.as_ref());
         self.shared.note("once", true, fate);
@@ -265,8 +312,13 @@ impl<'a> Worker<'a> {
         reply.map(drop).ok_or(Away)
     }
 
-    /// When all is well again: what is open is answered, and the counter shows what was counted.
-    pub(super) fn settle(&mut self, client: &mut Client) {
+    /// When all is well again: what is open is answered, the counter shows what was counted, and
+    /// what expires is gone.
+    ///
+    /// # Errors
+    ///
+    /// The counter shows something else.
+    pub(super) fn settle(&mut self, client: &mut Client) -> Result<(), String> {
         kvd_tests::until("what is open is answered", || {
             assert!(
                 !self.counter.open || self.count(client).is_ok(),
@@ -274,17 +326,30 @@ impl<'a> Worker<'a> {
             );
             !self.counter.open
         });
+        let mut number = || match client.call(&["GET", &self.counter.key]) {
+            Reply::Null => Some(0),
+            Reply::Bulk(number) => String::from_utf8_lossy(&number).parse().ok(),
+            // There is no leader, or not yet again.
+            _ => None,
+        };
+        let mut found = None;
+        kvd_tests::until("the counter is read", || {
+            found = number();
+            found.is_some()
+        });
+        let found = found.expect("it was read");
         let Counter {
             key, counted, lost, ..
         } = &self.counter;
-        let found = match client.call(&["GET", key]) {
-            Reply::Null => 0,
-            Reply::Bulk(number) => String::from_utf8_lossy(&number).parse().expect("a number"),
-            other => panic!("{key}: {other:?}"),
-        };
-        assert!(
-            (*counted..=counted + lost).contains(&found),
-            "{key} is {found}, and was counted up {counted} times, and perhaps {lost} times more"
-        );
+        if !(*counted..=counted + lost).contains(&found) {
+            return Err(format!(
+                "{key} is {found}, and was counted up {counted} times, and perhaps {lost} times \
+                 more"
+            ));
+        }
+        kvd_tests::until("what was set to expire is gone", || {
+            client.call(&["GET", self.lease.key()]) == Reply::Null
+        });
+        Ok(())
     }
 }

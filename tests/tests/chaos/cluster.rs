@@ -2,16 +2,19 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kvd::exit;
 use kvd::resp::Reply;
 use kvd_tests::proxy::{Id, Wires};
-use kvd_tests::{Client, Node, free_bytes, until};
+use kvd_tests::{Client, Node, PATIENCE, until};
+use rand::Rng as _;
+use rand::rngs::StdRng;
 
-use crate::power::Disk;
+use super::disks::{Armed, FLOOR_BYTES, Mount};
+use super::membership::Change;
+use super::report::Report;
 use crate::preload::preload;
 
 /// What may be wrong with a member.
@@ -19,98 +22,117 @@ use crate::preload::preload;
 pub(super) struct State {
     id: Arc<Mutex<Id>>,
     /// Where others reach it: its proxy.
-    addr: String,
+    pub(super) addr: String,
     paused: bool,
-    /// Its disk fails or is full, so it may end by itself.
-    fallible: bool,
-    /// It was told to leave, and its successor is to be taken in.
-    leaving: bool,
+    /// Its disk failed or was full in this run of it, so it may end by itself.
+    pub(super) fallible: bool,
+    /// What its disk was told to do.
+    pub(super) armed: Option<Armed>,
+    /// Its log was damaged: it cannot start until it is replaced.
+    pub(super) damaged: bool,
     /// Takes the room on its disk away while it is there.
-    filler: Option<PathBuf>,
+    pub(super) filler: Option<PathBuf>,
 }
-
-/// The room on a member's disk, where it has one of its own.
-const DISK_BYTES: u64 = 256 << 20;
-
-/// Below so much, commands that grow the data are refused.
-const FLOOR_BYTES: u64 = 32 << 20;
 
 /// How long an administrator waits for an answer before the next thing goes wrong.
-const SHORTLY: Duration = Duration::from_secs(1);
+pub(super) const SHORTLY: Duration = Duration::from_secs(1);
 
-pub(super) struct Cluster {
+/// How long commands wait for a leader.
+const HOLD_MS: &str = "2000";
+
+/// Entries between two cuts of the log are few, so that members catch up by snapshots as well.
+const LOG_BYTES: &str = "100000";
+
+/// Nodes of one cluster, and all that can go wrong with them.
+pub(super) struct Cluster<'a> {
     pub(super) nodes: Vec<Node>,
     pub(super) wires: Arc<Wires>,
-    states: Vec<State>,
-    mounts: Vec<Mount>,
+    pub(super) states: Vec<State>,
+    /// The change of the membership that is under way.
+    pub(super) change: Option<Change>,
+    pub(super) report: &'a Mutex<Report>,
+    root: PathBuf,
+    pub(super) mounts: Vec<Mount>,
 }
 
-impl Cluster {
-    pub(super) fn start(root: &Path, backends: &[&str]) -> Self {
-        // The notes of syncs have the kernel's names of files.
+impl<'a> Cluster<'a> {
+    pub(super) fn start(root: &Path, backends: &[&str], report: &'a Mutex<Report>) -> Self {
+        // What is noted of syncs has the kernel's names of files.
         let root = root.canonicalize().unwrap();
         let mut cluster = Cluster {
             nodes: Vec::new(),
             wires: Arc::default(),
             states: Vec::new(),
+            change: None,
+            report,
+            root,
             mounts: Vec::new(),
         };
-        let shims = ["fail_io", "lose_unsynced", "clock"].map(preload);
-        let shims = shims
-            .map(|shim| shim.to_str().unwrap().to_owned())
-            .join(":");
         for (n, backend) in backends.iter().enumerate() {
-            let disk = root.join(format!("disk{n}"));
-            fs::create_dir(&disk).unwrap();
-            cluster.mounts.extend(Mount::over(&disk));
-            let node = Node::new(&disk, &format!("node{n}"), backend);
-            let id = Arc::<Mutex<Id>>::default();
-            let proxy = cluster.wires.proxy(node.raft_port, id.clone()).unwrap();
-            let addr = format!("127.0.0.1:{proxy}");
-            let floor = FLOOR_BYTES.to_string();
-            // Small logs, so that members catch up by snapshots as well.
-            let flags = ["--announce-raft-addr", &addr, "--max-log-bytes", "100000"];
-            let mut node = node
-                .with(&flags)
-                .with(&["--hold", "2000", "--min-free-bytes", &floor])
-                .log_in(&root);
-            let beside = |what: &str| root.join(format!("node{n}.{what}"));
-            let (armed, notes, clock) = (beside("fails"), beside("notes"), beside("clock"));
-            let dir = node.dir.clone();
-            node.set_env("LD_PRELOAD", Some(&shims));
-            node.set_env("KVD_FAIL_DIR", dir.to_str());
-            node.set_env("KVD_FAIL_ARMED", armed.to_str());
-            node.set_env("KVD_POWER_DIR", dir.to_str());
-            node.set_env("KVD_POWER_NOTES", notes.to_str());
-            node.set_env("KVD_CLOCK", clock.to_str());
-            node.start();
-            cluster.nodes.push(node);
-            cluster.states.push(State {
-                id,
-                addr,
-                ..State::default()
-            });
-            cluster.learn_id(n);
+            cluster.add(n, backend);
         }
         for n in 1..cluster.nodes.len() {
             cluster.join(n);
         }
+        // Whoever begins anew waits to be taken in; none founds a cluster of its own.
+        cluster.nodes[0].set_env("KVD_NO_BOOTSTRAP", Some("true"));
         cluster
+    }
+
+    /// Starts one more node.
+    fn add(&mut self, n: usize, backend: &str) {
+        let disk = self.root.join(format!("disk{n}"));
+        fs::create_dir(&disk).unwrap();
+        self.mounts.extend(Mount::over(&disk));
+        let node = Node::new(&disk, &format!("node{n}"), backend);
+        let id = Arc::<Mutex<Id>>::default();
+        let proxy = self.wires.proxy(node.raft_port, id.clone()).unwrap();
+        let addr = format!("127.0.0.1:{proxy}");
+        let floor = FLOOR_BYTES.to_string();
+        let mut node = node
+            .with(&["--announce-raft-addr", &addr])
+            .with(&["--hold", HOLD_MS, "--max-log-bytes", LOG_BYTES])
+            .with(&["--min-free-bytes", &floor])
+            .log_in(&self.root);
+        let shims = ["fail_io", "lose_unsynced", "clock"].map(preload);
+        let shims = shims.map(|shim| shim.to_str().unwrap().to_owned());
+        let dir = node.dir.clone();
+        node.set_env("LD_PRELOAD", Some(&shims.join(":")));
+        node.set_env("KVD_FAIL_DIR", dir.to_str());
+        node.set_env("KVD_FAIL_ARMED", self.beside(n, "fails").to_str());
+        node.set_env("KVD_POWER_DIR", dir.to_str());
+        node.set_env("KVD_POWER_NOTES", self.beside(n, "notes").to_str());
+        node.set_env("KVD_CLOCK", self.beside(n, "clock").to_str());
+        if n > 0 {
+            node.set_env("KVD_NO_BOOTSTRAP", Some("true"));
+        }
+        node.start();
+        self.nodes.push(node);
+        self.states.push(State {
+            id,
+            addr,
+            ..State::default()
+        });
+        self.learn_id(n);
     }
 
     pub(super) fn id(&self, n: usize) -> Id {
         *self.states[n].id.lock().unwrap()
     }
 
-    fn learn_id(&self, n: usize) {
+    /// A node that begins anew has a new identity.
+    pub(super) fn learn_id(&self, n: usize) {
         let text = self.nodes[n].info("raft_node_id").unwrap();
         *self.states[n].id.lock().unwrap() = Id::from_str_radix(&text, 16).unwrap();
     }
 
-    /// A file beside a member's directory that a preloaded library reads or writes.
-    fn beside(&self, n: usize, what: &str) -> PathBuf {
-        let root = self.nodes[n].dir.parent().unwrap().parent().unwrap();
-        root.join(format!("node{n}.{what}"))
+    /// A file that belongs to a member and is not on its disk.
+    pub(super) fn beside(&self, n: usize, what: &str) -> PathBuf {
+        self.root.join(format!("node{n}.{what}"))
+    }
+
+    pub(super) fn happened(&self, what: &'static str) {
+        self.report.lock().unwrap().happened(what, 1);
     }
 
     /// Whether it runs, and listens to what it is told.
@@ -118,60 +140,51 @@ impl Cluster {
         self.nodes[n].pid().is_some() && !self.states[n].paused
     }
 
-    /// A member ends by itself only where its disk gave it reason to.
-    pub(super) fn look_after(&mut self) {
-        for (node, state) in self.nodes.iter_mut().zip(&self.states) {
-            let Some(status) = node.exited() else {
-                continue;
-            };
-            let allowed = state.fallible && status.code() == Some(exit::IO);
-            assert!(allowed, "{} ended with {status}", node.dir.display());
-            node.kill();
+    /// A member ends by itself only where its disk gave it reason to, and says so.
+    pub(super) fn look_after(&mut self, n: usize) {
+        let Some(status) = self.nodes[n].exited() else {
+            return;
+        };
+        let log = self.nodes[n].log();
+        let last = log
+            .lines()
+            .rfind(|line| line.contains("ERROR") || line.starts_with("kvd: "));
+        let last = last.unwrap_or_default();
+        // EIO and ENOSPC.
+        let blames_disk = ["os error 5)", "os error 28)"]
+            .iter()
+            .any(|error| last.contains(error));
+        let allowed = self.states[n].fallible && status.code() == Some(exit::IO) && blames_disk;
+        assert!(allowed, "node{n} ended with {status}: {last}");
+        self.nodes[n].kill();
+        self.forget_what_fired(n);
+        self.happened("ended by their disk");
+    }
+
+    /// Looks after all. A supervisor starts some of those that have ended again, whatever their
+    /// disk does.
+    pub(super) fn supervise(&mut self, random: &mut StdRng) {
+        for n in 0..self.nodes.len() {
+            self.look_after(n);
+            let state = &self.states[n];
+            let down = self.nodes[n].pid().is_none() && !state.damaged;
+            if down && random.next_u64().is_multiple_of(3) {
+                self.nodes[n].spawn();
+                self.happened("started again while things go wrong");
+            }
         }
     }
 
     pub(super) fn kill(&mut self, n: usize) {
-        self.look_after();
+        self.look_after(n);
         self.nodes[n].kill();
+        self.forget_what_fired(n);
         self.states[n].paused = false;
-    }
-
-    /// Its power goes, and what it had not synced with it.
-    pub(super) fn lose_power(&mut self, n: usize) {
-        self.kill(n);
-        let dir = &self.nodes[n].dir;
-        let engine = dir.join("groups/0/engine");
-        Disk::read(&self.beside(n, "notes")).lose(dir, &engine);
     }
 
     pub(super) fn pause(&mut self, n: usize) {
         self.nodes[n].pause();
         self.states[n].paused = true;
-    }
-
-    /// Its disk fails at this, in the words of `preload/fail_io.c`.
-    pub(super) fn fail_disk(&mut self, n: usize, what: &str) {
-        fs::write(self.beside(n, "fails"), what).unwrap();
-        self.states[n].fallible = true;
-    }
-
-    /// Its disk has room for so many bytes, and no more; whether it has a disk of its own.
-    pub(super) fn fill_disk(&mut self, n: usize, left: u64) -> bool {
-        if self.mounts.is_empty() {
-            return false;
-        }
-        let disk = self.nodes[n].dir.parent().unwrap();
-        let filler = disk.join("filler");
-        let taken = free_bytes(disk).saturating_sub(left);
-        let file = fs::File::create(&filler).unwrap();
-        // The node takes room meanwhile.
-        if taken > 0 {
-            let flags = rustix::fs::FallocateFlags::empty();
-            let _ = rustix::fs::fallocate(&file, flags, 0, taken);
-        }
-        self.states[n].filler = Some(filler);
-        self.states[n].fallible = true;
-        true
     }
 
     pub(super) fn set_clock(&self, n: usize, off_ms: i64) {
@@ -185,133 +198,82 @@ impl Cluster {
     /// Asks for leadership to move; nobody may be in a state to hear it.
     pub(super) fn hand_over(&self, from: usize, to: usize) {
         let call = ["RAFT.TRANSFER_LEADER", &format!("node{to}")];
-        drop(self.ask(from, &call, SHORTLY));
+        if self.ask(from, &call, SHORTLY) == Some(Reply::Ok) {
+            self.happened("leadership handed over");
+        }
     }
 
-    fn ask(&self, n: usize, call: &[&str], patience: Duration) -> Option<Reply> {
+    pub(super) fn ask(&self, n: usize, call: &[&str], patience: Duration) -> Option<Reply> {
         let mut client = Client::connect(&self.nodes[n].addr()).ok()?;
         client.set_patience(patience);
         client.try_call(call).ok()
     }
 
-    /// Asks for a member to leave, and does not wait long; when all mends, another comes in its
-    /// place. One at a time does.
-    pub(super) fn replace(&mut self, n: usize) -> bool {
-        if self.states.iter().any(|state| state.leaving) {
-            return false;
-        }
-        self.states[n].leaving = true;
-        let by = (n + 1) % self.nodes.len();
-        if self.awake(by) {
-            drop(self.ask(by, &["LEAVE", &format!("node{n}")], SHORTLY));
-        }
-        true
-    }
-
-    /// Finishes what [`Self::replace`] began.
-    fn finish_replacing(&mut self, n: usize) {
-        let name = format!("node{n}");
-        let by = (n + 1) % self.nodes.len();
-        let mut last = None;
-        until("a member leaves", || {
-            last = self.ask(by, &["LEAVE", &name], kvd_tests::PATIENCE);
-            match &last {
-                Some(Reply::Ok) => true,
-                Some(Reply::Error(text)) => text.starts_with("ERR no member is called"),
-                _ => false,
-            }
-        });
-        self.kill(n);
-        fs::remove_dir_all(&self.nodes[n].dir).unwrap();
-        for what in ["notes", "clock"] {
-            // Without a loss of power or a clock that was set there is none.
-            drop(fs::remove_file(self.beside(n, what)));
-        }
-        self.nodes[n].start();
-        self.learn_id(n);
-        self.join(n);
-        self.states[n].leaving = false;
-    }
-
-    /// Takes a node in by way of another.
-    fn join(&self, n: usize) {
-        let by = if n == 0 { 1 } else { 0 };
-        let call = ["JOIN", &format!("node{n}"), &self.states[n].addr];
-        let mut reply = None;
-        until("a node is taken in", || {
-            reply = self.ask(by, &call, kvd_tests::PATIENCE);
-            reply == Some(Reply::Ok)
-        });
-    }
-
-    /// Damages a stopped member's log, which must then refuse to start, and replaces the member.
-    /// All others must be there for this: they have what it loses.
-    pub(super) fn damage(&mut self, n: usize, at: u64) -> bool {
-        self.mend();
-        kvd_tests::level_digests(&self.nodes);
-        self.kill(n);
-        let chunks = fs::read_dir(self.nodes[n].dir.join("groups/0/log/chunks")).unwrap();
-        let chunks = chunks.map(|chunk| chunk.unwrap().path());
-        let file = chunks.max_by_key(|path| fs::metadata(path).unwrap().len());
-        let file = file.expect("a log has files");
-        let mut bytes = fs::read(&file).unwrap();
-        // Near its end, damage cannot be told from a write that was cut off.
-        if bytes.len() < 4096 {
-            self.mend();
-            return false;
-        }
-        let at = (at % (bytes.len() as u64 / 2)) as usize;
-        bytes[at] ^= 0x10;
-        fs::write(&file, bytes).unwrap();
-        self.nodes[n].spawn();
-        until("the damage is seen", || self.nodes[n].exited().is_some());
-        let code = self.nodes[n].exited().unwrap().code();
-        assert_eq!(code, Some(exit::CONFIG), "byte {at} of {}", file.display());
-        self.nodes[n].kill();
-        self.states[n].leaving = true;
-        self.finish_replacing(n);
-        true
-    }
-
-    /// Everything runs and hears each other again, and whoever was leaving is replaced.
+    /// Wires, disks and processes are in order again. A change of the membership goes on.
     pub(super) fn mend(&mut self) {
         self.wires.heal();
         for n in 0..self.nodes.len() {
-            // What is not there does not fail.
-            drop(fs::remove_file(self.beside(n, "fails")));
-            if let Some(filler) = self.states[n].filler.take() {
-                fs::remove_file(filler).unwrap();
-            }
+            self.mend_disk(n);
             if std::mem::take(&mut self.states[n].paused) {
                 self.nodes[n].resume();
             }
         }
-        self.look_after();
-        for (node, state) in self.nodes.iter_mut().zip(&mut self.states) {
-            // It may still be at its end, of what its disk did before.
-            if state.fallible && node.pid().is_some() {
-                let answers = |node: &Node| {
-                    let client = Client::connect(&node.addr()).ok();
-                    client.is_some_and(|mut client| client.try_call(&["PING"]).is_ok())
-                };
-                until("it answers or has ended", || {
-                    node.exited().is_some() || answers(node)
-                });
-                if let Some(status) = node.exited() {
-                    assert_eq!(status.code(), Some(exit::IO), "{}", node.dir.display());
-                    node.kill();
-                }
-            }
-            if node.pid().is_none() {
-                node.start();
-                state.fallible = false;
-            }
-        }
         for n in 0..self.nodes.len() {
-            if self.states[n].leaving {
-                self.finish_replacing(n);
+            if self.nodes[n].pid().is_some() {
+                self.answers_or_ends(n);
+            }
+            let state = &self.states[n];
+            if self.nodes[n].pid().is_none() && !state.damaged {
+                self.nodes[n].start();
+                self.states[n].fallible = false;
             }
         }
+    }
+
+    /// Waits until a process answers, or has ended for what its disk did before.
+    fn answers_or_ends(&mut self, n: usize) {
+        // A sync that failed must not be passed over.
+        let must_end = self.states[n]
+            .armed
+            .take()
+            .is_some_and(|armed| armed.has_failed);
+        until("it answers, or has ended", || {
+            let answers = || {
+                let client = Client::connect(&self.nodes[n].addr()).ok();
+                client.is_some_and(|mut client| client.try_call(&["PING"]).is_ok())
+            };
+            let answers = !must_end && answers();
+            answers || self.nodes[n].exited().is_some()
+        });
+        self.look_after(n);
+    }
+
+    /// All is in order, and every node is a member that hears its leader.
+    pub(super) fn settle(&mut self) {
+        for n in 0..self.nodes.len() {
+            self.set_clock(n, 0);
+        }
+        self.mend();
+        self.finish_change();
+        for n in 0..self.nodes.len() {
+            until("it has a leader", || {
+                let leader = self.nodes[n].info("raft_leader");
+                leader.is_some_and(|leader| !leader.is_empty())
+            });
+        }
+    }
+
+    /// The members say themselves that their contents are equal.
+    pub(super) fn compare(&self) {
+        let mut verdict = None;
+        until("all members compare their contents", || {
+            let reply = self.ask(0, &["RAFT.COMPARE"], PATIENCE);
+            if let Some(Reply::Array(parts)) = &reply {
+                verdict = parts.get(1).cloned();
+            }
+            verdict.is_some() && verdict != Some(Reply::bulk("incomplete"))
+        });
+        assert_eq!(verdict, Some(Reply::bulk("equal")), "the members differ");
     }
 
     /// Stops all, and has their files verified.
@@ -322,50 +284,55 @@ impl Cluster {
             for what in ["log", "data"] {
                 let output = kvd_tests::kvd(&[what, "verify", dir]);
                 let said = String::from_utf8_lossy(&output.stderr);
-                assert_eq!(
-                    output.status.code(),
-                    Some(exit::OK),
-                    "{what} verify: {said}"
-                );
+                let code = output.status.code();
+                assert_eq!(code, Some(exit::OK), "{what} verify: {said}");
             }
         }
     }
+
+    /// Counts what the members' own words tell.
+    pub(super) fn read_logs(&self) {
+        let mut report = self.report.lock().unwrap();
+        for node in &self.nodes {
+            for line in node.log().lines() {
+                for (words, what) in [
+                    ("this node leads", "leaders elected"),
+                    ("a snapshot was installed", "snapshots installed"),
+                    ("an unfinished write at the end", "torn tails cut off"),
+                    (
+                        "entries that a snapshot replaced",
+                        "logs that a snapshot replaced",
+                    ),
+                    ("the disk is nearly full", "disks nearly full"),
+                ] {
+                    if line.contains(words) {
+                        report.happened(what, 1);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps everything that is there for whoever wants to know what happened.
+    pub(super) fn keep_evidence(&mut self, to: &Path) {
+        for node in &mut self.nodes {
+            node.kill();
+        }
+        drop(fs::remove_dir_all(to));
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .arg(&self.root)
+            .arg(to)
+            .status();
+        println!("evidence in {}: {copied:?}", to.display());
+    }
 }
 
-impl Drop for Cluster {
+impl Drop for Cluster<'_> {
     fn drop(&mut self) {
         // Before their disks go.
         for node in &mut self.nodes {
             node.kill();
         }
-    }
-}
-
-/// A small file system in memory, so that a disk can be full; where the machine allows it.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn over(dir: &Path) -> Option<Self> {
-        let mounted = Command::new("mount")
-            .args([
-                "-t",
-                "tmpfs",
-                "-o",
-                &format!("size={DISK_BYTES}"),
-                "kvd-chaos",
-            ])
-            .arg(dir)
-            .output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(Mount(dir.to_owned())),
-            _ => None,
-        }
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        // The directory above it goes next, and says so if this did not work.
-        drop(Command::new("umount").arg(&self.0).status());
     }
 }

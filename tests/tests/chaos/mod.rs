@@ -1,15 +1,23 @@
 //! Real processes to which everything happens that may, while clients work, and whose histories are
-//! then judged. Seconds here, minutes and hours on demand:
+//! then judged. Some seconds in which each kind of fault has its turn here, minutes and hours on
+//! demand:
 //!
 //! ```text
-//! KVD_CHAOS_SECONDS=600 cargo test -p kvd-tests --test main -- --nocapture --test-threads 1 chaos
+//! KVD_CHAOS_SECONDS=600 cargo test -p kvd-tests --test main -- --nocapture --test-threads 1 chaos::histories
 //! ```
 
 mod clients;
 mod cluster;
+mod disks;
 mod faults;
+mod membership;
+mod plants;
 mod report;
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -17,16 +25,17 @@ use std::time::{Duration, Instant};
 use kvd::outcome::Fate;
 use kvd::resp::Reply;
 use kvd_tests::history::{self, Op, Record, keys};
-use kvd_tests::{Node, alone, leader, level_digests, until};
+use kvd_tests::{Node, alone, leader, level_digests, repository, until};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use self::clients::{Shared, Worker};
 use self::cluster::Cluster;
-use self::faults::FAULTS;
+use self::disks::Mount;
+use self::faults::{Deck, FAULTS};
 use self::report::Report;
 
-const CLIENTS: usize = 5;
+const CLIENTS: u64 = 5;
 
 /// The members' engines, stretch by stretch.
 const ENGINES: [&str; 4] = [
@@ -37,17 +46,26 @@ const ENGINES: [&str; 4] = [
 ];
 
 /// Long histories take long to judge, and say no more.
-const STRETCH_SECONDS_MAX: u64 = 30;
+const STRETCH_SECONDS_MAX: u64 = 45;
 
-fn number(name: &str, unless_told: u64) -> u64 {
+/// Where each kind of fault has one turn, what could not be done by then is an error.
+const TURNS_SECONDS_MAX: u64 = 60;
+
+fn number(name: &str) -> Option<u64> {
     let told = std::env::var(name).ok();
-    told.map_or(unless_told, |told| told.parse().expect("a number"))
+    told.map(|told| told.parse().expect("a number"))
 }
 
 /// Which faults are in this run.
 fn faults() -> Vec<&'static str> {
     let Ok(told) = std::env::var("KVD_CHAOS_FAULTS") else {
-        return FAULTS.to_vec();
+        let mut all = FAULTS.to_vec();
+        // A node needs a disk of its own for it.
+        if !Mount::is_possible() {
+            println!("no disk can be full: this user may not mount any");
+            all.retain(|name| *name != "disk-full");
+        }
+        return all;
     };
     let known = |name: &str| FAULTS.iter().copied().find(|known| *known == name);
     told.split(',')
@@ -56,75 +74,147 @@ fn faults() -> Vec<&'static str> {
 }
 
 /// One stretch: faults for some seconds, then everything mends, and all is judged.
-fn stretch(
-    engines: &str,
-    faults: &[&'static str],
-    seconds: u64,
+struct Stretch<'a> {
+    engines: &'a str,
+    faults: &'a [&'static str],
+    /// For so long; without it until each kind of fault has had its turn.
+    seconds: Option<u64>,
     seed: u64,
-    report: &Mutex<Report>,
-) {
-    let temp = tempfile::tempdir().unwrap();
-    let engines: Vec<&str> = engines.split(',').collect();
-    let mut cluster = Cluster::start(temp.path(), &engines);
-    let terms_before = cluster.nodes[0].info_number("raft_term");
-    let shared = Shared::new(cluster.nodes.iter().map(Node::addr).collect(), report);
-    let mut workers: Vec<Worker<'_>> = (0..CLIENTS)
-        .map(|id| Worker::new(&shared, id, seed * CLIENTS as u64 + id as u64))
-        .collect();
-    let mut random = StdRng::seed_from_u64(seed);
-    report.lock().unwrap().begins();
+    report: &'a Mutex<Report>,
+}
+
+impl Stretch<'_> {
+    /// The one that fails runs again by itself with this.
+    fn command(&self) -> String {
+        let (seed, engines) = (self.seed, self.engines);
+        let seconds = self
+            .seconds
+            .map(|seconds| format!(" KVD_CHAOS_SECONDS={seconds}"));
+        let mut told = format!("KVD_SEED={seed} KVD_CHAOS_ENGINES={engines}");
+        told += &seconds.unwrap_or_default();
+        if self.faults.len() < FAULTS.len() {
+            told += &format!(" KVD_CHAOS_FAULTS={}", self.faults.join(","));
+        }
+        told
+    }
+
+    /// Runs it; what is found is in the report. Whether nothing was.
+    fn run(&self) -> bool {
+        println!("{}", self.command());
+        let temp = tempfile::tempdir().unwrap();
+        let engines: Vec<&str> = self.engines.split(',').collect();
+        let mut cluster = Cluster::start(temp.path(), &engines, self.report);
+        let addrs = cluster.nodes.iter().map(Node::addr).collect();
+        let shared = Shared::new(addrs, self.report);
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            let workers = self.disturb(&mut cluster, &shared);
+            self.judge(&mut cluster, &shared, workers);
+        }));
+        cluster.read_logs();
+        let Err(panic) = done else {
+            return true;
+        };
+        let evidence = format!("chaos-{}", self.seed);
+        let evidence = Path::new(env!("CARGO_TARGET_TMPDIR")).join(evidence);
+        cluster.keep_evidence(&evidence);
+        let history = shared.record.lock().unwrap().lines();
+        std::fs::write(evidence.join("history"), history).unwrap();
+        let mut report = self.report.lock().unwrap();
+        report.found(format!("{}\n{}", self.command(), text(&*panic)));
+        false
+    }
+
+    /// Clients work, and things go wrong.
+    fn disturb<'a>(&self, cluster: &mut Cluster<'_>, shared: &'a Shared<'a>) -> Vec<Worker<'a>> {
+        let mut random = StdRng::seed_from_u64(self.seed);
+        let mut deck = Deck::new(self.faults, &mut random);
+        let began = Instant::now();
+        let workers = work(shared, self.seed, || {
+            let (limit, pause_ms_max) = match self.seconds {
+                Some(seconds) => (seconds, 1300),
+                None => (TURNS_SECONDS_MAX, 400),
+            };
+            while began.elapsed() < Duration::from_secs(limit) {
+                let pause_ms = 100 + random.next_u64() % pause_ms_max;
+                std::thread::park_timeout(Duration::from_millis(pause_ms));
+                cluster.supervise(&mut random);
+                cluster.administer(&mut random);
+                if random.next_u64().is_multiple_of(4) {
+                    cluster.mend();
+                    continue;
+                }
+                let name = match (deck.deal(), self.seconds) {
+                    (Some(name), _) => name,
+                    (None, Some(_)) => deck.again(&mut random),
+                    (None, None) => break,
+                };
+                let injected = cluster.fault(name, &mut random);
+                self.report.lock().unwrap().fault(name, injected);
+                if !injected && self.seconds.is_none() {
+                    deck.put_back(name);
+                }
+            }
+            cluster.settle();
+        });
+        let mut report = self.report.lock().unwrap();
+        report.stretch(self.engines, began.elapsed().as_secs());
+        drop(report);
+        workers
+    }
+
+    /// Nothing that was promised is broken.
+    fn judge(&self, cluster: &mut Cluster<'_>, shared: &Shared<'_>, workers: Vec<Worker<'_>>) {
+        let count = cluster.nodes.len();
+        for (n, mut worker) in workers.into_iter().enumerate() {
+            let settled = worker.settle(&mut cluster.nodes[n % count].client());
+            settled.unwrap_or_else(|error| panic!("{error}"));
+        }
+        let digests = level_digests(&cluster.nodes);
+        let equal = digests.iter().all(|digest| *digest == digests[0]);
+        assert!(equal, "{digests:?}");
+        cluster.compare();
+        let term = cluster.nodes[0].info_number("raft_term");
+        cluster.report.lock().unwrap().happened("terms", term);
+        let mut record = shared.record.lock().unwrap();
+        read_all(cluster, &mut record);
+        record.check().unwrap_or_else(|error| panic!("{error}"));
+        drop(record);
+        cluster.verify();
+    }
+}
+
+/// What a panic says.
+fn text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    text.unwrap_or_else(|| "a panic without words".to_owned())
+}
+
+/// Clients work while `meanwhile` runs.
+fn work<'a>(shared: &'a Shared<'a>, seed: u64, meanwhile: impl FnOnce()) -> Vec<Worker<'a>> {
+    let workers = (0..CLIENTS).map(|id| Worker::new(shared, id as usize, seed * CLIENTS + id));
+    let mut workers: Vec<Worker<'_>> = workers.collect();
+    shared.report.lock().unwrap().begins();
     std::thread::scope(|scope| {
-        // Also where a fault shows a violation: nobody goes on then.
+        // Also where something is found: nobody goes on then.
         struct Stop<'a>(&'a Shared<'a>);
         impl Drop for Stop<'_> {
             fn drop(&mut self) {
                 self.0.stop.store(true, Ordering::Relaxed);
             }
         }
-        let _stop = Stop(&shared);
+        let _stop = Stop(shared);
         for worker in &mut workers {
             scope.spawn(|| worker.run());
         }
-        let until = Instant::now() + Duration::from_secs(seconds);
-        while Instant::now() < until {
-            std::thread::park_timeout(Duration::from_millis(200 + random.next_u64() % 1500));
-            if random.next_u64().is_multiple_of(4) {
-                cluster.mend();
-                continue;
-            }
-            let name = faults[random.next_u64() as usize % faults.len()];
-            if cluster.fault(name, &mut random) {
-                report.lock().unwrap().fault(name);
-            }
-        }
-        cluster.mend();
+        meanwhile();
     });
-    until("it heals", || {
-        cluster.nodes.iter().all(|node| {
-            node.info("raft_leader")
-                .is_some_and(|leader| !leader.is_empty())
-        })
-    });
-    for (n, worker) in workers.iter_mut().enumerate() {
-        worker.settle(&mut cluster.nodes[n % engines.len()].client());
-    }
-    let digests = level_digests(&cluster.nodes);
-    assert!(
-        digests.iter().all(|digest| *digest == digests[0]),
-        "{digests:?}"
-    );
-    let terms = cluster.nodes[0].info_number("raft_term") - terms_before;
-    let mut record = std::mem::take(&mut *shared.record.lock().unwrap());
-    read_all(&cluster, &mut record);
-    record.check().unwrap_or_else(|error| panic!("{error}"));
-    cluster.verify();
-    let mut report = report.lock().unwrap();
-    report.elections += terms;
-    report.stretches += 1;
+    shared.stop.store(false, Ordering::Relaxed);
+    workers
 }
 
 /// Every member is asked for every key.
-fn read_all(cluster: &Cluster, record: &mut Record) {
+fn read_all(cluster: &Cluster<'_>, record: &mut Record) {
     for node in &cluster.nodes {
         let mut client = node.client();
         for key in keys() {
@@ -136,37 +226,68 @@ fn read_all(cluster: &Cluster, record: &mut Record) {
     }
 }
 
+/// The commit that is tested.
+fn version() -> String {
+    let described = Command::new("git")
+        .args(["describe", "--always", "--dirty"])
+        .current_dir(repository())
+        .output();
+    let described = described.ok().filter(|output| output.status.success());
+    described.map_or("unknown".to_owned(), |output| {
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    })
+}
+
 #[test]
 fn histories_of_real_processes_under_faults_are_linearizable() {
     let _alone = alone();
-    let (seconds, seed) = (number("KVD_CHAOS_SECONDS", 24), number("KVD_SEED", 1));
+    let (seconds, seed) = (number("KVD_CHAOS_SECONDS"), number("KVD_SEED").unwrap_or(1));
     let (told, faults) = (std::env::var("KVD_CHAOS_ENGINES").ok(), faults());
-    let engines = told.as_deref().map_or(ENGINES.to_vec(), |told| vec![told]);
-    let each = seconds
-        .div_ceil(engines.len() as u64)
-        .min(STRETCH_SECONDS_MAX);
+    let engines: Vec<&str> = match (&told, seconds) {
+        (Some(told), _) => told.split(';').collect(),
+        (None, Some(_)) => ENGINES.to_vec(),
+        // Five members, for some shapes of partition need them, with engines of all kinds.
+        (None, None) => vec![ENGINES[3]],
+    };
     let report = Mutex::new(Report::new());
+    {
+        let mut report = report.lock().unwrap();
+        report.run.insert("version", version());
+        report.run.insert("seed", seed.to_string());
+        let unix_s = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        report.run.insert("began (Unix time)", unix_s.to_string());
+    }
     let mut left = seconds;
     for n in 0.. {
-        let engines = engines[n as usize % engines.len()];
-        let seed = seed + n;
-        // The one that fails runs again by itself with this.
-        println!("KVD_SEED={seed} KVD_CHAOS_ENGINES={engines} KVD_CHAOS_SECONDS={each}");
-        stretch(engines, &faults, each, seed, &report);
-        left = left.saturating_sub(each);
-        if left == 0 {
+        let stretch = Stretch {
+            engines: engines[n as usize % engines.len()],
+            faults: &faults,
+            seconds: left.map(|left| left.min(STRETCH_SECONDS_MAX)),
+            seed: seed + n,
+            report: &report,
+        };
+        let well = stretch.run();
+        left = left.map(|left| left.saturating_sub(STRETCH_SECONDS_MAX));
+        if !well || left.is_none_or(|left| left == 0) {
             break;
         }
     }
     let report = report.into_inner().unwrap();
-    println!("{report}found: nothing");
-    if seconds >= 20 * faults.len() as u64 {
-        let never: Vec<&&str> = faults
-            .iter()
-            .filter(|name| report.count(name) == 0)
-            .collect();
-        println!("never injected: {never:?}");
-    }
+    println!("{report}");
+    let file = std::env::var_os("KVD_CHAOS_REPORT").map_or_else(
+        || Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos.json"),
+        |file| repository().join(file),
+    );
+    std::fs::write(&file, format!("{:#}\n", report.json())).unwrap();
+    println!("the same as JSON: {}", file.display());
+    assert!(report.is_clean(), "a promise was broken");
+    let never: Vec<&&str> = { faults.iter() }
+        .filter(|name| report.injected(name) == 0)
+        .collect();
+    assert!(
+        seconds.is_some() || never.is_empty(),
+        "never injected: {never:?}"
+    );
 }
 
 /// The origin of a forwarded write finds out from its own log what became of it; but what came to it
@@ -175,7 +296,8 @@ fn histories_of_real_processes_under_faults_are_linearizable() {
 fn a_forwarded_write_that_a_snapshot_hides_is_unknown_and_not_done_twice() {
     let _alone = alone();
     let temp = tempfile::tempdir().unwrap();
-    let cluster = Cluster::start(temp.path(), &["redb", "redb", "redb"]);
+    let report = Mutex::new(Report::new());
+    let cluster = Cluster::start(temp.path(), &["redb", "redb", "redb"], &report);
     assert_eq!(leader(&cluster.nodes), 0);
     let mut origin = cluster.nodes[2].client();
     assert_eq!(origin.call(&["SET", "counter", "0"]), Reply::Ok);
