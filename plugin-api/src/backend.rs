@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{Caps, Error, Limits, OptionSpec, Options, Result};
+use crate::{Caps, Error, ErrorKind, Limits, OptionSpec, Options, Result};
 
 /// Where a state stands in the host's history.
 ///
@@ -14,6 +14,29 @@ pub struct Mark {
     pub index: u64,
     /// The host's own bytes, at most 64 KiB.
     pub data: Vec<u8>,
+}
+
+impl Mark {
+    /// The mark as bytes, for an engine that stores it under a key: the index, little-endian, then
+    /// the host's bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [&self.index.to_le_bytes()[..], &self.data].concat()
+    }
+
+    /// The mark that [`to_bytes`](Self::to_bytes) has made bytes of.
+    ///
+    /// # Errors
+    ///
+    /// `Corruption` where they are too few.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Mark> {
+        let (index, data) = bytes
+            .split_first_chunk()
+            .ok_or_else(|| Error::new(ErrorKind::Corruption, "the stored mark is cut short"))?;
+        Ok(Mark {
+            index: u64::from_le_bytes(*index),
+            data: data.to_vec(),
+        })
+    }
 }
 
 /// One change of a batch. Later changes of a batch see the earlier ones.

@@ -123,6 +123,16 @@ impl GenDir {
         self.point_to(Some(next.number))
     }
 
+    /// Removes what was built of `next`, which is not in force.
+    ///
+    /// # Errors
+    ///
+    /// `Io`.
+    pub fn discard(&self, next: &Generation) -> Result<()> {
+        debug_assert_ne!(Some(next.number), self.current);
+        remove(&next.path)
+    }
+
     /// Removes every generation but the one in force.
     ///
     /// # Errors

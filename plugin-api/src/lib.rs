@@ -271,6 +271,7 @@ mod gen_dir;
 #[cfg(feature = "host")]
 pub mod host;
 mod logging;
+mod long_keys;
 #[doc(hidden)]
 pub mod manifest;
 mod options;
@@ -281,6 +282,7 @@ mod types;
 pub use backend::{Backend, Feed, Flow, Mark, NoView, Op, OpenContext, Range, View};
 pub use contents::Contents;
 pub use gen_dir::{GenDir, Generation};
+pub use long_keys::{LongKeys, Stored, StoredMut};
 pub use types::{Caps, Error, ErrorKind, Limits, OptionKind, OptionSpec, Options, Result};
 
 #[doc(hidden)]

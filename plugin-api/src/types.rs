@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::Op;
+
 /// The result of an engine's call.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -194,6 +196,28 @@ impl Limits {
         value_bytes_max: u64::MAX,
         batch_bytes_max: u64::MAX,
     };
+
+    /// Whether the key and the value of a change are within them, for engines that look for
+    /// themselves: a host has looked before.
+    ///
+    /// # Errors
+    ///
+    /// `TooLarge`.
+    pub fn check(&self, op: &Op<'_>) -> Result<()> {
+        let Op::Put(key, value) = op else {
+            return Ok(());
+        };
+        for (what, found, max) in [
+            ("key", key.len(), self.key_bytes_max),
+            ("value", value.len(), self.value_bytes_max),
+        ] {
+            if found as u64 > max {
+                let message = format!("{what} of {found} bytes, at most {max} are possible");
+                return Err(Error::new(ErrorKind::TooLarge, message));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What an option's value looks like.

@@ -58,7 +58,8 @@ pub fn built() -> &'static Path {
                 "--features",
                 "kvd/failpoints",
             ])
-            .args(["-p", "kvd-redb", "-p", "kvd-sled", "-p", "kvd-memory"])
+            .args(["-p", "kvd-redb", "-p", "kvd-sled"])
+            .args(["-p", "kvd-fjall", "-p", "kvd-memory"])
             .status()
             .expect("cargo runs");
         assert!(status.success(), "the build of kvd and its plugins failed");

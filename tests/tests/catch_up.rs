@@ -53,6 +53,8 @@ fn a_member_that_was_away_while_the_log_was_cut_catches_up_by_a_snapshot() {
         ["redb", "redb", "redb"],
         ["redb", "redb", "sled"],
         ["sled", "sled", "memory"],
+        ["redb", "sled", "fjall"],
+        ["fjall", "fjall", "redb"],
     ] {
         let temp = tempfile::tempdir().unwrap();
         let mut nodes = small_logs(temp.path(), &backends);
@@ -229,6 +231,11 @@ fn a_node_on_redb_comes_back_after_a_kill_at_each_step_of_an_installation() {
 #[test]
 fn a_node_on_sled_comes_back_after_a_kill_at_each_step_of_an_installation() {
     comes_back_after_a_kill_at_each_step("sled");
+}
+
+#[test]
+fn a_node_on_fjall_comes_back_after_a_kill_at_each_step_of_an_installation() {
+    comes_back_after_a_kill_at_each_step("fjall");
 }
 
 #[test]

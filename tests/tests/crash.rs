@@ -206,6 +206,13 @@ fn acknowledged_writes_survive_crashes_on_sled() {
 }
 
 #[test]
+fn acknowledged_writes_survive_crashes_on_fjall() {
+    let _alone = alone();
+    crash_one("fjall");
+    crash_three(&["fjall", "fjall", "fjall"]);
+}
+
+#[test]
 fn acknowledged_writes_survive_crashes_on_a_volatile_engine() {
     let _alone = alone();
     crash_one("memory");
@@ -216,6 +223,7 @@ fn acknowledged_writes_survive_crashes_on_a_volatile_engine() {
 fn acknowledged_writes_survive_crashes_on_mixed_engines() {
     let _alone = alone();
     crash_three(&["redb", "sled", "memory"]);
+    crash_three(&["redb", "sled", "fjall"]);
 }
 
 #[test]

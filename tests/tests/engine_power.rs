@@ -306,11 +306,16 @@ fn sled_keeps_its_promises_over_losses_of_power() {
     keeps_its_promises("sled");
 }
 
+#[test]
+fn fjall_keeps_its_promises_over_losses_of_power() {
+    keeps_its_promises("fjall");
+}
+
 /// The tests above can fail: on a disk that only says it has synced, promises are lost.
 #[test]
 fn a_disk_that_lies_about_syncs_loses_what_engines_promised() {
     let _alone = alone();
-    for engine in ["redb", "sled"] {
+    for engine in ["redb", "sled", "fjall"] {
         let temp = tempfile::tempdir().unwrap();
         let library = built().join(format!("libkvd_{engine}.so"));
         let library = library.to_str().unwrap();

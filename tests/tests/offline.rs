@@ -69,7 +69,7 @@ fn a_backup_of_a_running_cluster_becomes_a_new_cluster_on_any_engine() {
     fill(&nodes[0], 500, 600);
 
     let old = nodes[0].info("raft_cluster_id").unwrap();
-    for backend in ["redb", "sled", "memory"] {
+    for backend in ["redb", "sled", "fjall", "memory"] {
         let mut reborn = Node::new(temp.path(), &format!("reborn-{backend}"), backend);
         let dir = reborn.dir.clone();
         let restore = ["snapshot", "restore", text(&file), text(&dir), "--backend"];
@@ -128,7 +128,7 @@ fn a_damaged_backup_is_refused_before_anything_is_made() {
 fn what_is_left_of_a_lost_majority_becomes_a_new_cluster() {
     let _alone = alone();
     let temp = tempfile::tempdir().unwrap();
-    for backend in ["redb", "sled", "memory"] {
+    for backend in ["redb", "sled", "fjall", "memory"] {
         let root = temp.path().join(backend);
         fs::create_dir(&root).unwrap();
         let mut nodes = cluster(&root, &[backend, backend, backend]);

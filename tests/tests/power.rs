@@ -212,6 +212,11 @@ fn acknowledged_writes_survive_a_loss_of_power_on_sled() {
     acknowledged_writes_survive("sled");
 }
 
+#[test]
+fn acknowledged_writes_survive_a_loss_of_power_on_fjall() {
+    acknowledged_writes_survive("fjall");
+}
+
 /// Nothing but the log holds the data here, so the log alone must bring it back.
 #[test]
 fn acknowledged_writes_survive_a_loss_of_power_on_a_volatile_engine() {

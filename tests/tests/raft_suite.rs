@@ -104,6 +104,11 @@ async fn openrafts_suite_passes_over_sled() {
 }
 
 #[tokio::test]
+async fn openrafts_suite_passes_over_fjall() {
+    suite_passes_over("fjall").await;
+}
+
+#[tokio::test]
 async fn openrafts_suite_passes_over_memory() {
     suite_passes_over("memory").await;
 }

@@ -37,7 +37,7 @@ fn compare(node: &Node) -> (i64, String, Vec<(String, Reply)>) {
 fn members_are_compared_at_one_entry_while_they_serve_writes() {
     let _alone = alone();
     let temp = tempfile::tempdir().unwrap();
-    let nodes = cluster(temp.path(), &["redb", "sled", "memory"]);
+    let nodes = cluster(temp.path(), &["redb", "sled", "fjall"]);
     let stop = AtomicBool::new(false);
     let addrs: Vec<String> = nodes.iter().map(Node::addr).collect();
     std::thread::scope(|scope| {

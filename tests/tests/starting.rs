@@ -26,7 +26,7 @@ fn refused_in(dir: &Path, extra: &[&str], code: i32, part: &str) {
 fn every_engine_serves_and_keeps_what_was_written_over_an_orderly_stop() {
     let _alone = alone();
     let temp = tempfile::tempdir().unwrap();
-    for backend in ["redb", "sled", "memory", "plugins/redb"] {
+    for backend in ["redb", "sled", "fjall", "memory", "plugins/redb"] {
         let mut node = Node::new(temp.path(), &backend.replace('/', "-"), backend);
         node.start();
         assert_eq!(node.client().call(&["SET", "a", "42"]), Reply::Ok);
@@ -139,7 +139,7 @@ fn wrong_flags_are_named() {
 #[test]
 fn a_plugin_says_what_it_offers() {
     let _alone = alone();
-    for backend in ["redb", "sled", "memory"] {
+    for backend in ["redb", "sled", "fjall", "memory"] {
         built();
         let output = kvd(&["plugin", "info", backend]);
         assert_eq!(output.status.code(), Some(exit::OK));
