@@ -129,3 +129,22 @@ fn a_node_whose_disk_fails_at_its_start_ends_as_one_whose_disk_fails_later() {
         assert_eq!(node.client().call(&["GET", "a"]), Reply::bulk("1"));
     }
 }
+
+/// A failed sync is not tried again, nor followed by another one that seems to succeed.
+#[test]
+fn the_others_go_on_when_an_engine_of_another_kind_fails() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes: Vec<Node> = ["redb", "sled", "fjall"]
+        .iter()
+        .enumerate()
+        .map(|(n, backend)| fallible(temp.path(), &format!("node{n}"), backend))
+        .collect();
+    join(&mut nodes);
+    let writes = Writes::default();
+    for what in ["sync /engine/", "write /engine/"] {
+        for n in 1..3 {
+            survive(&mut nodes, &writes, |nodes| fail(&mut nodes[n], what));
+        }
+    }
+}

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use kvd_tests::repository;
+
 /// The library of `preload/NAME.c`, compiled when first asked for.
 pub(crate) fn preload(name: &str) -> PathBuf {
     static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
@@ -23,6 +25,9 @@ pub(crate) fn preload(name: &str) -> PathBuf {
         ])
         .arg(&library)
         .arg(&source)
+        // What they share with the one that the plugin kit preloads.
+        .arg("-I")
+        .arg(repository().join("plugin-api/src/testkit/preload"))
         .arg("-ldl")
         .status()
         .expect("a C compiler runs");

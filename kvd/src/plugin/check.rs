@@ -8,6 +8,7 @@
     reason = "waits for processes, and kills them at random moments"
 )]
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use kvd::config::PluginCheckFlags;
 use kvd::exit;
 use kvd_plugin_api::Caps;
+use kvd_plugin_api::testkit::power::{self, Disk, Shim};
 use kvd_plugin_api::testkit::{self, Outcome, crash, history};
 use serde_json::Value;
 
@@ -32,6 +34,13 @@ const CRASH: &str = "kill_leaves_the_state_after_some_write";
 
 const CRASH_TEXT: &str = "after a kill at any moment the state is that after some write, with its \
                           mark, not older than the mark that sync or replace last promised";
+
+/// The name of what is tried by losing what was not synced.
+const POWER: &str = "loss_of_power_leaves_the_state_after_some_write";
+
+const POWER_TEXT: &str = "after a loss of power at any moment, with what was not synced gone in \
+                          parts, the state is that after some write, with its mark, not older \
+                          than the mark that sync or replace last promised";
 
 /// `kvd plugin check`.
 pub(super) fn check(flags: &PluginCheckFlags) -> Result<(), Failed> {
@@ -61,15 +70,23 @@ pub(super) fn check(flags: &PluginCheckFlags) -> Result<(), Failed> {
     });
     let mut broken: Vec<&str> = report.broken().map(|(name, _)| name).collect();
     let rounds = flags.crash.unwrap_or(if flags.quick { 1 } else { 5 });
-    if rounds > 0 {
+    let is_durable = engine.caps.contains(Caps::DURABLE);
+    let crashes: [(_, _, &dyn Fn() -> Outcome); 2] = [
+        (CRASH, CRASH_TEXT, &|| trials.crash(rounds, is_durable)),
+        (POWER, POWER_TEXT, &|| trials.power(rounds, is_durable)),
+    ];
+    for (name, text, try_it) in crashes {
+        if rounds == 0 {
+            break;
+        }
         let outcome = if report.is_ok() {
-            trials.crash(rounds, engine.caps.contains(Caps::DURABLE))
+            try_it()
         } else {
             Outcome::Skipped("an earlier clause is broken")
         };
-        tell(CRASH, CRASH_TEXT, &outcome);
+        tell(name, text, &outcome);
         if matches!(outcome, Outcome::Broken(_)) {
-            broken.push(CRASH);
+            broken.push(name);
         }
     }
     if broken.is_empty() {
@@ -135,7 +152,13 @@ impl Trials<'_> {
         Ok(dir)
     }
 
-    fn spawn(&self, trial: &str, dir: &Path, promised: u64) -> Result<Child, String> {
+    fn spawn(
+        &self,
+        trial: &str,
+        dir: &Path,
+        promised: u64,
+        environment: &[(&str, OsString)],
+    ) -> Result<Child, String> {
         let failed = |error: std::io::Error| format!("a process of its own: {error}");
         // What an earlier process in this place has left would be taken for the new one's.
         let _ = fs::remove_file(dir.join(trial::OUTCOME));
@@ -151,6 +174,7 @@ impl Trials<'_> {
         }
         command
             .env("TMPDIR", dir)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(dir.join("stderr")).map_err(failed)?)
@@ -160,7 +184,7 @@ impl Trials<'_> {
 
     /// Runs one trial to its end.
     fn try_it(&self, trial: &str, dir: &Path, promised: u64) -> Result<Value, String> {
-        let mut child = self.spawn(trial, dir, promised)?;
+        let mut child = self.spawn(trial, dir, promised, &[])?;
         let ended = wait(&mut child, self.limit(), || false)?;
         if ended.is_none() {
             kill(&mut child);
@@ -226,16 +250,18 @@ impl Trials<'_> {
 
     /// Kills a process that writes, and looks at what it has left, again and again.
     fn crash(&self, rounds: u32, is_durable: bool) -> Outcome {
-        let seed = crash::seed();
-        let mut random = history::Random::new(seed);
+        let mut random = history::Random::new(crash::seed());
         let rounds = self.place("crash").and_then(|dir| {
-            let engine = dir.join(trial::ENGINE);
-            fs::create_dir(&engine).map_err(|error| error.to_string())?;
+            fs::create_dir(dir.join(trial::ENGINE)).map_err(|error| error.to_string())?;
             let mut at = 0;
             for round in 1..=rounds {
                 begin(&format!("{CRASH}, {round} of {rounds}"));
-                at = self
-                    .crash_once(&dir, if is_durable { at } else { 0 }, &mut random)
+                let promised = self.write_and_kill(&dir, &mut random, &[], |_| ());
+                let look = |promised: u64| {
+                    let promised = if is_durable { promised.max(at) } else { 0 };
+                    self.look(&dir, promised)
+                };
+                at = { promised.and_then(look) }
                     .map_err(|how| format!("kill {round} of {rounds}: {how}"))?;
             }
             Ok(())
@@ -243,15 +269,61 @@ impl Trials<'_> {
         rounds.map_or_else(Outcome::Broken, |()| Outcome::Kept)
     }
 
-    fn crash_once(&self, dir: &Path, at: u64, random: &mut history::Random) -> Result<u64, String> {
+    /// The same, and each time what was not synced is lost, in parts.
+    fn power(&self, rounds: u32, is_durable: bool) -> Outcome {
+        if !is_durable {
+            return Outcome::Skipped("the engine does not claim the capability");
+        }
+        let Ok(shim) = Shim::build() else {
+            return Outcome::Skipped("it needs a C compiler (cc) to watch what is synced");
+        };
+        let mut random = history::Random::new(crash::seed());
+        let mut unseen = None;
+        let rounds = self.place("power").and_then(|dir| {
+            let disk_failed = |error: std::io::Error| format!("the simulated disk: {error}");
+            let mut disk = Disk::new(&dir, crash::seed()).map_err(disk_failed)?;
+            let mut at = 0;
+            for round in 1..=rounds {
+                begin(&format!("{POWER}, {round} of {rounds}"));
+                let environment = disk.environment(&shim);
+                let promised = self.write_and_kill(&dir, &mut random, &environment, |process| {
+                    unseen = power::unseen(process, disk.engine());
+                })?;
+                if unseen.is_some() {
+                    break;
+                }
+                disk.lose_power().map_err(disk_failed)?;
+                at = { self.look(&dir, promised.max(at)) }
+                    .map_err(|how| format!("loss {round} of {rounds}: {how}"))?;
+                disk.settle().map_err(disk_failed)?;
+            }
+            Ok(())
+        });
+        match (rounds, unseen) {
+            (Err(how), _) => Outcome::Broken(how),
+            (Ok(()), Some(why)) => Outcome::Skipped(why),
+            (Ok(()), None) => Outcome::Kept,
+        }
+    }
+
+    /// Starts a process that writes, kills it some time after its first promise, and returns its
+    /// last one. `seen` is told the process while it still runs.
+    fn write_and_kill(
+        &self,
+        dir: &Path,
+        random: &mut history::Random,
+        environment: &[(&str, OsString)],
+        seen: impl FnOnce(u32),
+    ) -> Result<u64, String> {
         let promises = dir.join(trial::PROMISES);
         let _ = fs::remove_file(&promises);
-        let mut child = self.spawn(trial::CRASH_WRITE, dir, 0)?;
+        let mut child = self.spawn(trial::CRASH_WRITE, dir, 0, environment)?;
         let promised = || fs::metadata(&promises).is_ok_and(|meta| meta.len() > 0);
         let ended = wait(&mut child, self.limit(), promised)?;
         let has_promised = promised();
         if ended.is_none() && has_promised {
             std::thread::sleep(crash::delay(random));
+            seen(child.id());
         }
         kill(&mut child);
         if ended.is_some() || !has_promised {
@@ -261,7 +333,11 @@ impl Trials<'_> {
         // A line that has no end was never a promise.
         let told = fs::read_to_string(&promises).map_err(|error| error.to_string())?;
         let last = told.rsplit('\n').nth(1).and_then(|line| line.parse().ok());
-        let promised = at.max(last.unwrap_or(0));
+        Ok(last.unwrap_or(0))
+    }
+
+    /// Looks at what a process has left: the index of its mark.
+    fn look(&self, dir: &Path, promised: u64) -> Result<u64, String> {
         let found = accepted(self.try_it(trial::CRASH_VERIFY, dir, promised)?)?;
         Ok(found["index"].as_u64().unwrap_or_default())
     }

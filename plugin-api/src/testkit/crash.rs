@@ -3,13 +3,14 @@
 //!
 //! Killing a process leaves what it told the system: this shows that a batch and its mark come
 //! together and that nothing in memory was promised. What a disk keeps when its power is lost is
-//! another matter, and needs a disk that can be cut off.
+//! another matter, and tried by [`check_power`].
 
 #![expect(
     clippy::disallowed_methods,
     reason = "kills real processes at random moments"
 )]
 
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::Backend;
 
 use super::history::{Change, Model, ModelFeed, Random, batch, mark};
+use super::power::{Disk, Shim};
 use super::subject::{Verdict, compare, during, ensure, same_mark};
 use super::{Candidate, Kit};
 
@@ -116,69 +118,138 @@ pub fn verify(kit: &Kit<'_>, dir: &Path, promised: u64) -> Result<u64, String> {
 pub fn check<B: Backend>(name: &str, rounds: u32, options: &[(&str, &str)]) {
     let candidate = Candidate::of::<B>();
     let kit = Kit::new(&candidate, options);
+    write_if_asked(&kit);
+    let dir = must("temporary directory", tempfile::tempdir());
+    let mut trial = Trial::new(name, &kit);
+    for round in 0..rounds {
+        let synced = trial.kill_one(dir.path(), &[]);
+        trial.verify(round, dir.path(), synced);
+    }
+    assert!(
+        trial.at > u64::from(rounds) || !kit.is_durable(),
+        "the process hardly wrote anything"
+    );
+}
+
+/// As [`check`], and each time the power is lost: what was not synced is on the disk in parts, or
+/// not at all ([`power`](super::power)). Goes on until something was lost.
+///
+/// # Panics
+///
+/// The engine breaks its promises, or nothing was ever unsynced; or the machine has no C compiler.
+pub fn check_power<B: Backend>(name: &str, rounds: u32, options: &[(&str, &str)]) {
+    let candidate = Candidate::of::<B>();
+    let kit = Kit::new(&candidate, options);
+    write_if_asked(&kit);
+    let shim = match Shim::build() {
+        Ok(shim) => shim,
+        Err(how) => panic!("{how}"),
+    };
+    let root = must("temporary directory", tempfile::tempdir());
+    let mut trial = Trial::new(name, &kit);
+    let mut disk = must("disk", Disk::new(root.path(), trial.seed));
+    let mut lost = 0;
+    for round in 0.. {
+        let synced = trial.kill_one(disk.engine(), &disk.environment(&shim));
+        lost += must("loss of power", disk.lose_power());
+        trial.verify(round, disk.engine(), synced);
+        must("disk", disk.settle());
+        if round + 1 >= rounds && lost > 0 {
+            return;
+        }
+        assert!(round < 10 * rounds, "nothing was ever unsynced");
+    }
+}
+
+/// In the process that is to be killed: writes until that happens.
+fn write_if_asked(kit: &Kit<'_>) {
     if let Some(dir) = std::env::var_os(DIR_VARIABLE) {
         println!();
-        let how = write_until_killed(&kit, Path::new(&dir), &mut |index| {
+        let how = write_until_killed(kit, Path::new(&dir), &mut |index| {
             println!("synced {index}");
             // A promise that is not heard binds nobody.
             let _ = std::io::stdout().flush();
         });
         panic!("{how}");
     }
-    let dir = match tempfile::tempdir() {
-        Ok(dir) => dir,
-        Err(error) => panic!("temporary directory: {error}"),
-    };
-    let seed = seed();
-    println!("seed {seed}");
-    let mut random = Random::new(seed);
-    let mut at = 0;
-    for round in 0..rounds {
-        let synced = kill_one(name, dir.path(), delay(&mut random));
-        let promised = if kit.is_durable() { synced.max(at) } else { 0 };
-        let found = match verify(&kit, dir.path(), promised) {
+}
+
+fn must<T>(what: &str, result: std::io::Result<T>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => panic!("{what}: {error}"),
+    }
+}
+
+/// A process that is killed again and again.
+struct Trial<'a> {
+    name: &'a str,
+    kit: &'a Kit<'a>,
+    seed: u64,
+    random: Random,
+    /// The mark that was found last.
+    at: u64,
+}
+
+impl<'a> Trial<'a> {
+    fn new(name: &'a str, kit: &'a Kit<'a>) -> Self {
+        let seed = seed();
+        println!("seed {seed}");
+        Trial {
+            name,
+            kit,
+            seed,
+            random: Random::new(seed),
+            at: 0,
+        }
+    }
+
+    fn verify(&mut self, round: u32, dir: &Path, synced: u64) {
+        let promised = if self.kit.is_durable() {
+            synced.max(self.at)
+        } else {
+            0
+        };
+        let found = match verify(self.kit, dir, promised) {
             Ok(found) => found,
             Err(how) => panic!("round {round}: {how}"),
         };
-        println!("round {round}: {at} -> {found}, promised {synced}");
-        at = found;
+        println!("round {round}: {} -> {found}, promised {synced}", self.at);
+        self.at = found;
     }
-    assert!(
-        at > u64::from(rounds) || !kit.is_durable(),
-        "the process hardly wrote anything"
-    );
-}
 
-/// Starts the process, kills it some time after its first sync, and returns the last mark that it
-/// said was durable.
-fn kill_one(name: &str, dir: &Path, delay: Duration) -> u64 {
-    let exe = std::env::current_exe().expect("a running program has a path");
-    let mut child = Command::new(exe)
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
-        .env(DIR_VARIABLE, dir)
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the test's own binary runs");
-    let stdout = child.stdout.take().expect("it was asked for");
-    let (first, started) = mpsc::channel();
-    let reader = thread::spawn(move || {
-        let mut synced = None;
-        // Read to the end of the pipe, also after the kill: a promise is a promise.
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            if let Some(index) = line.strip_prefix("synced ") {
-                synced = index.parse().ok();
-                // The other side has heard enough after one.
-                let _ = first.send(());
+    /// Starts the process, kills it some time after its first sync, and returns the last mark that
+    /// it said was durable.
+    fn kill_one(&mut self, dir: &Path, environment: &[(&str, OsString)]) -> u64 {
+        let exe = std::env::current_exe().expect("a running program has a path");
+        let mut child = Command::new(exe)
+            .args(["--exact", self.name, "--nocapture", "--test-threads=1"])
+            .env(DIR_VARIABLE, dir)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the test's own binary runs");
+        let stdout = child.stdout.take().expect("it was asked for");
+        let (first, started) = mpsc::channel();
+        let reader = thread::spawn(move || {
+            let mut synced = None;
+            // Read to the end of the pipe, also after the kill: a promise is a promise.
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let Some(index) = line.strip_prefix("synced ") {
+                    synced = index.parse().ok();
+                    // The other side has heard enough after one.
+                    let _ = first.send(());
+                }
             }
-        }
-        synced
-    });
-    // An error means that the process has ended by itself, which the reader reports.
-    let _ = started.recv();
-    thread::sleep(delay);
-    // It may have ended by itself.
-    let _ = child.kill();
-    child.wait().expect("a child can be waited for");
-    let synced = reader.join().expect("the reader does not panic");
-    synced.expect("the process ended before its first sync")
+            synced
+        });
+        // An error means that the process has ended by itself, which the reader reports.
+        let _ = started.recv();
+        thread::sleep(delay(&mut self.random));
+        // It may have ended by itself.
+        let _ = child.kill();
+        child.wait().expect("a child can be waited for");
+        let synced = reader.join().expect("the reader does not panic");
+        synced.expect("the process ended before its first sync")
+    }
 }

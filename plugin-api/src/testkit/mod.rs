@@ -53,8 +53,9 @@
 //! | after any operations the engine is as a map would be | `random_operations_match_a_model` | `rare_fault_is_found` |
 //!
 //! [`crash`] is tried on what engines leave that lose what they promised, or that tear a mark from
-//! its batch, and on one that keeps its promises when it is dropped. Not tried are: damage to files (`Corruption`), foreign files (`Incompatible`) and full
-//! disks (`NoSpace`), which only the engine's author can make; the loss of power; and that a
+//! its batch, and on one that keeps its promises when it is dropped; [`power`] on a disk that only
+//! says it has synced. Not tried are: damage to files (`Corruption`), foreign files
+//! (`Incompatible`) and full disks (`NoSpace`), which only the engine's author can make; and that a
 //! callback is not called when its method has returned, which safe Rust cannot do.
 
 mod candidate;
@@ -62,6 +63,7 @@ mod clauses;
 pub mod crash;
 pub mod history;
 mod model;
+pub mod power;
 mod subject;
 #[cfg(test)]
 mod tests;

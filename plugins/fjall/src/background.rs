@@ -164,7 +164,8 @@ impl Shared {
             work = lock(&self.work);
             let failed = done.is_err();
             if let Err(error) = done {
-                log::error!("{error}");
+                // The next write says the same, and then the host stops.
+                log::warn!("{error}");
                 // The first failure is the one that counts.
                 let _ = self.failure.set(error);
             }

@@ -64,6 +64,16 @@ fn killed_process_loses_nothing_that_was_synced() {
 }
 
 #[test]
+fn lost_power_takes_nothing_that_was_synced() {
+    let options = &[("cache_size", "4MiB"), ("memtable_size", "1MiB")];
+    crash::check_power::<FjallBackend>(
+        "tests::lost_power_takes_nothing_that_was_synced",
+        4,
+        options,
+    );
+}
+
+#[test]
 fn only_what_was_synced_survives_a_lost_process() {
     let dir = tempfile::tempdir().unwrap();
     let copy = tempfile::tempdir().unwrap();
@@ -302,28 +312,28 @@ fn foreign_directory_is_incompatible() {
 }
 
 #[test]
-fn damaged_table_is_found_by_verify() {
+fn damaged_table_is_found_by_verify_and_by_who_reads_it() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path()).unwrap();
-    let value = [b'v'; 100_000];
-    backend.write(&[Op::Put(b"key", &value)], &mark(1)).unwrap();
+    let value = [b'v'; 10_000];
+    let keys: Vec<[u8; 1]> = (0..30).map(|key| [key]).collect();
+    let ops: Vec<Op<'_>> = keys.iter().map(|key| Op::Put(key, &value)).collect();
+    backend.write(&ops, &mark(1)).unwrap();
     backend.sync().unwrap();
     backend.verify().unwrap();
-    let tables = dir.path().join("gen-1/tables");
-    let table = fs::read_dir(tables)
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
-    let mut bytes = fs::read(&table).unwrap();
+    let tables = fs::read_dir(dir.path().join("gen-1/tables")).unwrap();
+    let largest = tables
+        .map(|table| table.unwrap().path())
+        .max_by_key(|table| fs::metadata(table).unwrap().len())
+        .unwrap();
+    let mut bytes = fs::read(&largest).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
-    fs::write(&table, &bytes).unwrap();
+    fs::write(&largest, &bytes).unwrap();
     assert_eq!(backend.verify().unwrap_err().kind(), ErrorKind::Corruption);
     drop(backend);
     let backend = open(dir.path()).unwrap();
-    let error = backend.get(b"key", &mut |_| ()).unwrap_err();
+    let error = backend.scan(ALL, &mut |_, _| Flow::Continue).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corruption);
 }
 

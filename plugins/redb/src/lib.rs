@@ -19,7 +19,7 @@ use kvd_plugin_api::{
     OptionSpec, Range, Result, View,
 };
 
-use crate::store::{KEY_BYTES_MAX, State, Store, VALUE_BYTES_MAX};
+use crate::store::{LIMITS, State, Store};
 
 const FORMAT: &str = "kvd-redb 1";
 
@@ -153,11 +153,7 @@ impl Backend for RedbBackend {
         .with(Caps::FAST_DELETE_RANGE)
         .with(Caps::COMPACT)
         .with(Caps::VERIFY);
-    const LIMITS: Limits = Limits {
-        key_bytes_max: KEY_BYTES_MAX,
-        value_bytes_max: VALUE_BYTES_MAX,
-        batch_bytes_max: u64::MAX,
-    };
+    const LIMITS: Limits = LIMITS;
     const OPTIONS: &'static [OptionSpec] = &[
         OptionSpec {
             name: "cache_size",

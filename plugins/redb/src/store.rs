@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kvd_plugin_api::{Error, ErrorKind, Feed, Flow, Mark, Op, Range, Result, View};
+use kvd_plugin_api::{Error, ErrorKind, Feed, Flow, Limits, Mark, Op, Range, Result, View};
 use redb::{
     Builder, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable,
     ReadableTableMetadata, Table, TableDefinition, WriteTransaction,
@@ -16,8 +16,11 @@ const MARK: TableDefinition<'static, (), &[u8]> = TableDefinition::new("mark");
 
 /// redb stores a key and its value in one leaf page of at most 3.75 GiB, and a value of at most
 /// 3 GiB: any key and value within these two limits fit together.
-pub(crate) const KEY_BYTES_MAX: u64 = 768 << 20;
-pub(crate) const VALUE_BYTES_MAX: u64 = 3 << 30;
+pub(crate) const LIMITS: Limits = Limits {
+    key_bytes_max: 768 << 20,
+    value_bytes_max: 3 << 30,
+    batch_bytes_max: u64::MAX,
+};
 
 /// How much of a feed goes into one transaction: enough to make its fsync cheap, little enough to
 /// keep what redb remembers about a transaction's pages small.
@@ -74,7 +77,7 @@ impl Store {
             .get(())
             .map_err(from_redb)?
             .ok_or_else(|| Error::new(ErrorKind::Corruption, "redb: the mark is missing"))?;
-        let mark = decode_mark(bytes.value())?;
+        let mark = Mark::from_bytes(bytes.value())?;
         self.read_at(mark)
     }
 
@@ -93,7 +96,7 @@ impl Store {
     /// follows; writes `mark` where one is given.
     pub(crate) fn write(&self, batch: &[Op<'_>], mark: Option<&Mark>) -> Result<()> {
         for op in batch {
-            check_size(op)?;
+            LIMITS.check(op)?;
         }
         let mut txn = self.db.begin_write().map_err(from_redb)?;
         txn.set_durability(Durability::None).map_err(from_redb)?;
@@ -144,7 +147,8 @@ impl Store {
                 let mut inserted = Ok(());
                 more = feed.next(&mut |key, value| {
                     bytes += key.len() + value.len();
-                    inserted = check_size(&Op::Put(key, value))
+                    inserted = LIMITS
+                        .check(&Op::Put(key, value))
                         .and_then(|()| table.insert(key, value).map(drop).map_err(from_redb));
                 })?;
                 inserted?;
@@ -279,38 +283,9 @@ fn commit_durably(mut txn: WriteTransaction) -> Result<()> {
     txn.commit().map_err(from_redb)
 }
 
-fn check_size(op: &Op<'_>) -> Result<()> {
-    let too_large = |what: &str, found: usize, max: u64| {
-        let message = format!("{what} of {found} bytes, at most {max} are possible");
-        Err(Error::new(ErrorKind::TooLarge, message))
-    };
-    match op {
-        Op::Put(key, _) if key.len() as u64 > KEY_BYTES_MAX => {
-            too_large("key", key.len(), KEY_BYTES_MAX)
-        }
-        Op::Put(_, value) if value.len() as u64 > VALUE_BYTES_MAX => {
-            too_large("value", value.len(), VALUE_BYTES_MAX)
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The index, little-endian, then the host's bytes.
 fn put_mark(txn: &WriteTransaction, mark: &Mark) -> Result<()> {
-    let mut bytes = Vec::with_capacity(8 + mark.data.len());
-    bytes.extend_from_slice(&mark.index.to_le_bytes());
-    bytes.extend_from_slice(&mark.data);
     let mut table = txn.open_table(MARK).map_err(from_redb)?;
+    let bytes = mark.to_bytes();
     table.insert((), bytes.as_slice()).map_err(from_redb)?;
     Ok(())
-}
-
-fn decode_mark(bytes: &[u8]) -> Result<Mark> {
-    let (index, data) = bytes
-        .split_first_chunk()
-        .ok_or_else(|| Error::new(ErrorKind::Corruption, "redb: the mark is cut short"))?;
-    Ok(Mark {
-        index: u64::from_le_bytes(*index),
-        data: data.to_vec(),
-    })
 }

@@ -40,6 +40,16 @@ fn killed_process_loses_nothing_that_was_synced() {
 }
 
 #[test]
+fn lost_power_takes_nothing_that_was_synced() {
+    let options = &[("cache_size", "4MiB")];
+    crash::check_power::<RedbBackend>(
+        "tests::lost_power_takes_nothing_that_was_synced",
+        4,
+        options,
+    );
+}
+
+#[test]
 fn only_what_was_synced_survives_a_lost_process() {
     let dir = tempfile::tempdir().unwrap();
     let copy = tempfile::tempdir().unwrap();
@@ -54,6 +64,65 @@ fn only_what_was_synced_survives_a_lost_process() {
     let survivor = open(copy.path()).unwrap();
     assert_eq!(survivor.mark().unwrap(), mark(5));
     assert_eq!(Model::of(&survivor), Model::at(5));
+}
+
+#[test]
+fn opening_after_a_crash_needs_no_repair() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let backend = open(dir.path()).unwrap();
+    (1..=5).for_each(|index| write(&backend, index));
+    backend.sync().unwrap();
+    (6..=9).for_each(|index| write(&backend, index));
+    let file = copy.path().join("file");
+    fs::copy(dir.path().join("gen-1"), &file).unwrap();
+    Builder::new()
+        .set_repair_callback(|repair| repair.abort())
+        .open(file)
+        .unwrap();
+}
+
+fn size(backend: &RedbBackend) -> u64 {
+    backend.property("kvd.disk.bytes").unwrap().parse().unwrap()
+}
+
+/// Overwrites a hundred kilobytes `times` times, with a sync every so often.
+fn overwrite(backend: &RedbBackend, times: u64, sync_every: u64) {
+    let value = [b'v'; 1000];
+    let keys: Vec<[u8; 1]> = (0..100).map(|key| [key]).collect();
+    let ops: Vec<Op<'_>> = keys.iter().map(|key| Op::Put(key, &value)).collect();
+    for time in 1..=times {
+        backend.write(&ops, &backend.mark().unwrap()).unwrap();
+        if time % sync_every == 0 {
+            backend.sync().unwrap();
+        }
+    }
+}
+
+#[test]
+fn syncs_keep_the_file_from_growing() {
+    let sizes = [10, u64::MAX].map(|sync_every| {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = open(dir.path()).unwrap();
+        overwrite(&backend, 300, sync_every);
+        size(&backend)
+    });
+    assert!(sizes[0] * 2 < sizes[1], "{sizes:?}");
+}
+
+#[test]
+fn a_dropped_view_gives_its_pages_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path()).unwrap();
+    overwrite(&backend, 10, 10);
+    let before = size(&backend);
+    let view = backend.view().unwrap();
+    overwrite(&backend, 300, 10);
+    let held = size(&backend);
+    drop(view);
+    overwrite(&backend, 300, 10);
+    let after = size(&backend);
+    assert!(before < held && after <= held, "{before}, {held}, {after}");
 }
 
 #[test]

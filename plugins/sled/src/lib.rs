@@ -18,7 +18,7 @@ use kvd_plugin_api::{
 };
 use sled::Mode;
 
-use crate::store::{Files, KEY_BYTES_MAX, Settings, Store, VALUE_BYTES_MAX};
+use crate::store::{Files, LIMITS, Settings, Store};
 
 const FORMAT: &str = "kvd-sled 1";
 
@@ -54,6 +54,7 @@ impl SledBackend {
             None => {
                 let first = generations.prepare()?;
                 let (store, mut files) = Store::open(first.path(), settings)?;
+                store.apply(store.prepare(&[], Some(&Mark::default()))?)?;
                 store.sync(&mut files)?;
                 generations.switch(&first)?;
                 (store, files)
@@ -133,11 +134,7 @@ impl Backend for SledBackend {
     const ABOUT: &'static str =
         "experimental: without views; its README says what is known of its files";
     const CAPS: Caps = Caps::DURABLE.with(Caps::FAST_READ).with(Caps::COMPACT);
-    const LIMITS: Limits = Limits {
-        key_bytes_max: KEY_BYTES_MAX,
-        value_bytes_max: VALUE_BYTES_MAX,
-        batch_bytes_max: u64::MAX,
-    };
+    const LIMITS: Limits = LIMITS;
     const OPTIONS: &'static [OptionSpec] = &[
         OptionSpec {
             name: "cache_capacity",

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use kvd_plugin_api::{Error, ErrorKind, Feed, Flow, Mark, Op, Range, Result};
+use kvd_plugin_api::{Error, ErrorKind, Feed, Flow, Limits, Mark, Op, Range, Result};
 use sled::{Batch, Db, IVec, Mode, Tree};
 
 use crate::error::from_sled;
@@ -20,8 +20,11 @@ const USER: u8 = 1;
 const USER_END: &[u8] = &[USER + 1];
 
 /// sled names no limits: these are the largest sizes that were tried.
-pub(crate) const KEY_BYTES_MAX: u64 = 64 << 20;
-pub(crate) const VALUE_BYTES_MAX: u64 = 512 << 20;
+pub(crate) const LIMITS: Limits = Limits {
+    key_bytes_max: 64 << 20,
+    value_bytes_max: 512 << 20,
+    batch_bytes_max: u64::MAX,
+};
 
 /// How much of a feed goes into one batch.
 const FILL_BYTES: usize = 1 << 20;
@@ -92,22 +95,15 @@ impl Store {
 
     /// The stored mark.
     pub(crate) fn mark(&self) -> Result<Mark> {
-        let Some(bytes) = self.tree.get(MARK).map_err(from_sled)? else {
-            if self.tree.is_empty() {
-                return Ok(Mark::default());
-            }
-            return Err(Error::new(
+        match self.tree.get(MARK).map_err(from_sled)? {
+            Some(bytes) => Mark::from_bytes(&bytes),
+            // As earlier versions made a new directory.
+            None if self.tree.is_empty() => Ok(Mark::default()),
+            None => Err(Error::new(
                 ErrorKind::Corruption,
                 "sled: the mark is missing",
-            ));
-        };
-        let (index, data) = bytes
-            .split_first_chunk()
-            .ok_or_else(|| Error::new(ErrorKind::Corruption, "sled: the mark is cut short"))?;
-        Ok(Mark {
-            index: u64::from_le_bytes(*index),
-            data: data.to_vec(),
-        })
+            )),
+        }
     }
 
     /// The value of a key, without copying it.
@@ -155,9 +151,7 @@ impl Store {
     /// What `batch` comes to as one of sled's, with `mark` where one is given.
     pub(crate) fn prepare(&self, batch: &[Op<'_>], mark: Option<&Mark>) -> Result<Batch> {
         for op in batch {
-            if let Op::Put(key, value) = op {
-                check_size(key, value)?;
-            }
+            LIMITS.check(op)?;
         }
         let mut changes = if batch.iter().any(|op| matches!(op, Op::DeleteRange(..))) {
             self.expand(batch)?
@@ -173,7 +167,7 @@ impl Store {
             changes
         };
         if let Some(mark) = mark {
-            put_mark(&mut changes, mark);
+            changes.insert(MARK, mark.to_bytes());
         }
         Ok(changes)
     }
@@ -224,7 +218,7 @@ impl Store {
                 let mut checked = Ok(());
                 more = feed.next(&mut |key, value| {
                     bytes += key.len() + value.len();
-                    checked = check_size(key, value);
+                    checked = LIMITS.check(&Op::Put(key, value));
                     if checked.is_ok() {
                         changes.insert(user_key(key), value);
                     }
@@ -232,7 +226,7 @@ impl Store {
                 checked?;
             }
             if !more {
-                put_mark(&mut changes, mark);
+                changes.insert(MARK, mark.to_bytes());
             }
             self.tree.apply_batch(changes).map_err(from_sled)?;
         }
@@ -330,30 +324,9 @@ fn pause() {
     thread::sleep(LOCK_PAUSE);
 }
 
-fn check_size(key: &[u8], value: &[u8]) -> Result<()> {
-    for (what, found, max) in [
-        ("key", key.len(), KEY_BYTES_MAX),
-        ("value", value.len(), VALUE_BYTES_MAX),
-    ] {
-        if found as u64 > max {
-            let message = format!("{what} of {found} bytes, at most {max} are possible");
-            return Err(Error::new(ErrorKind::TooLarge, message));
-        }
-    }
-    Ok(())
-}
-
 fn user_key(key: &[u8]) -> Vec<u8> {
     let mut stored = Vec::with_capacity(1 + key.len());
     stored.push(USER);
     stored.extend_from_slice(key);
     stored
-}
-
-/// The index, little-endian, then the host's bytes.
-fn put_mark(changes: &mut Batch, mark: &Mark) {
-    let mut bytes = Vec::with_capacity(8 + mark.data.len());
-    bytes.extend_from_slice(&mark.index.to_le_bytes());
-    bytes.extend_from_slice(&mark.data);
-    changes.insert(MARK, bytes);
 }

@@ -36,6 +36,16 @@ fn killed_process_loses_nothing_that_was_synced() {
 }
 
 #[test]
+fn lost_power_takes_nothing_that_was_synced() {
+    let options = &[("cache_capacity", "16MiB")];
+    crash::check_power::<SledBackend>(
+        "tests::lost_power_takes_nothing_that_was_synced",
+        4,
+        options,
+    );
+}
+
+#[test]
 fn what_was_synced_survives_a_lost_process() {
     let dir = tempfile::tempdir().unwrap();
     let copy = tempfile::tempdir().unwrap();
@@ -119,6 +129,7 @@ fn contents_without_a_mark_are_corruption() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()).unwrap());
     let db = sled::open(dir.path().join("gen-1")).unwrap();
+    db.remove([0]).unwrap().expect("the mark is there");
     db.insert([1, 2], "value").unwrap();
     db.flush().unwrap();
     drop(db);

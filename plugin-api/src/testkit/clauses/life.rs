@@ -1,9 +1,9 @@
 //! From opening to opening again.
 
-use crate::{Caps, ErrorKind, Op};
+use crate::{Caps, ErrorKind, Mark, Op};
 
 use super::super::subject::{
-    Entries, Kit, Subject, Verdict, compare, during, ensure, mark, same_mark,
+    Entries, Kit, Subject, Verdict, compare, during, ensure, entries, mark, same_mark,
 };
 use super::{letters, may_be_unsupported, some};
 
@@ -43,7 +43,14 @@ pub(super) fn closed_engine_keeps_everything(kit: &Kit<'_>) -> Verdict {
         same_mark("opened after close", &subject.mark()?, &mark(last))?;
         compare("opened after close", &subject, &history(last))?;
     }
-    Ok(())
+    // Also what came with no mark but that of a new engine.
+    let subject = kit.open()?;
+    subject.write(&[Op::Put(b"a", b"1")], &Mark::default())?;
+    subject.backend.close().map_err(during("close"))?;
+    let subject = kit.reopen(subject)?;
+    let what = "opened after a close with the default mark";
+    same_mark(what, &subject.mark()?, &Mark::default())?;
+    compare(what, &subject, &entries([("a", "1")]))
 }
 
 pub(super) fn second_opening_is_locked(kit: &Kit<'_>) -> Verdict {
