@@ -93,6 +93,56 @@ impl GenDir {
         Ok(this)
     }
 
+    /// As [`open`](Self::open), and opens what is in force; in a new directory it is created first,
+    /// which must make it durable.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open) and of the two functions.
+    pub fn open_or_create<T>(
+        dir: &Path,
+        format: &str,
+        open: impl FnOnce(&Path) -> Result<T>,
+        create: impl FnOnce(&Path) -> Result<T>,
+    ) -> Result<(GenDir, T)> {
+        let mut this = GenDir::open(dir, format)?;
+        let opened = match this.current() {
+            Some(generation) => open(generation.path())?,
+            None => {
+                let first = this.prepare()?;
+                let created = create(first.path())?;
+                this.switch(&first)?;
+                created
+            }
+        };
+        Ok((this, opened))
+    }
+
+    /// Puts what `build` makes, durably, in force in the place of what is. What was in force
+    /// before stays on disk, as after [`switch`](Self::switch).
+    ///
+    /// # Errors
+    ///
+    /// The outer one is that of the switch: either may be in force then, and the engine must not
+    /// write to any. With the inner one, that of `build`, the old one is in force as before.
+    pub fn install<T>(&mut self, build: impl FnOnce(&Path) -> Result<T>) -> Result<Result<T>> {
+        let next = match self.prepare() {
+            Ok(next) => next,
+            Err(error) => return Ok(Err(error)),
+        };
+        match build(next.path()) {
+            Ok(built) => {
+                self.switch(&next)?;
+                Ok(Ok(built))
+            }
+            Err(error) => {
+                // The first error is the one that matters; the next opening removes what is left.
+                let _ = remove(&next.path);
+                Ok(Err(error))
+            }
+        }
+    }
+
     /// The generation in force, or `None` in a directory that never had one.
     pub fn current(&self) -> Option<Generation> {
         self.current.map(|number| self.generation(number))
@@ -121,16 +171,6 @@ impl GenDir {
         // The new generation's own directory entry must be there before anything points to it.
         sync_dir(&self.dir)?;
         self.point_to(Some(next.number))
-    }
-
-    /// Removes what was built of `next`, which is not in force.
-    ///
-    /// # Errors
-    ///
-    /// `Io`.
-    pub fn discard(&self, next: &Generation) -> Result<()> {
-        debug_assert_ne!(Some(next.number), self.current);
-        remove(&next.path)
     }
 
     /// Removes every generation but the one in force.
@@ -313,6 +353,30 @@ mod tests {
         let gens = open(dir.path()).unwrap();
         assert_eq!(fs::read(gens.current().unwrap().path()).unwrap(), [3]);
         assert!(!dir.path().join("gen-1").exists() && !dir.path().join("gen-2").exists());
+    }
+
+    #[test]
+    fn what_could_not_be_built_leaves_all_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |text: &'static str| move |path: &Path| Ok(fs::write(path, text)?);
+        let open = |_: &Path| unreachable!("there is nothing");
+        let (mut gens, ()) =
+            GenDir::open_or_create(dir.path(), FORMAT, open, make("first")).unwrap();
+        gens.install(make("second")).unwrap().unwrap();
+        let failing = |path: &Path| -> Result<()> {
+            fs::write(path, "half")?;
+            Err(Error::new(ErrorKind::Other, "gone"))
+        };
+        let error = gens.install(failing).unwrap().unwrap_err();
+        assert_eq!(error.to_string(), "gone");
+        // The first may still be read.
+        let there = |number: u64| gens.generation(number).path.exists();
+        assert_eq!((1..=3).map(there).collect::<Vec<_>>(), [true, true, false]);
+        drop(gens);
+        let open = |path: &Path| Ok(fs::read_to_string(path)?);
+        let create = |_: &Path| unreachable!("it was created");
+        let (_, text) = GenDir::open_or_create(dir.path(), FORMAT, open, create).unwrap();
+        assert_eq!(text, "second");
     }
 
     #[test]

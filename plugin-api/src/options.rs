@@ -85,6 +85,20 @@ impl Options {
         self.value(name, parse_size)
     }
 
+    /// As [`size`](Self::size), where there is a least value that works.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidOption` below it.
+    pub fn size_at_least(&self, name: &str, least: u64) -> Result<u64> {
+        let bytes = self.size(name);
+        if bytes < least {
+            let message = format!("{name} is {bytes}, at least {least} is needed");
+            return Err(Error::new(ErrorKind::InvalidOption, message));
+        }
+        Ok(bytes)
+    }
+
     /// A span of time.
     pub fn duration(&self, name: &str) -> Duration {
         self.value(name, parse_duration)

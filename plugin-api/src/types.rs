@@ -96,6 +96,11 @@ impl Error {
         )
     }
 
+    /// `Closed`: a call after [`Backend::close`](crate::Backend::close).
+    pub fn closed() -> Self {
+        Error::new(ErrorKind::Closed, "the engine is closed")
+    }
+
     /// What the host decides by.
     pub fn kind(&self) -> ErrorKind {
         self.kind

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvd_plugin_api::{Backend, Caps, Feed, Flow, Mark, Op, Range, Result};
+use kvd_plugin_api::{Backend, Caps, Feed, Flow, Mark, Op, OpenContext, Options, Range, Result};
 
 const KEYS: u64 = 500_000;
 const SYNC_EVERY: Duration = Duration::from_secs(1);
@@ -105,7 +105,13 @@ impl Feed for Sorted {
     }
 }
 
-pub(crate) fn run<B: Backend>(open: impl Fn(&Path) -> B) {
+/// Measures the engine with its default options.
+pub(crate) fn run<B: Backend>() {
+    let options = Options::parse(B::OPTIONS, []).unwrap();
+    let open = |dir: &Path| {
+        let options = &options;
+        B::open(&OpenContext { dir, options }).unwrap()
+    };
     let dir = tempfile::tempdir_in(".").unwrap();
     let mut backend = open(dir.path());
     let mut writer = Writer {

@@ -61,6 +61,7 @@
 mod candidate;
 mod clauses;
 pub mod crash;
+pub mod fixture;
 pub mod history;
 mod model;
 pub mod power;

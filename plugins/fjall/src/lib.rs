@@ -57,18 +57,14 @@ pub struct FjallView(Arc<State>);
 
 impl FjallBackend {
     fn open_with(dir: &Path, settings: Settings) -> Result<Self> {
-        let mut generations = GenDir::open(dir, FORMAT)?;
-        let store = match generations.current() {
-            Some(generation) => Store::open(generation.path(), settings)?,
-            None => {
-                let first = generations.prepare()?;
-                let store = Store::open(first.path(), settings)?;
-                store.write(&[], Some(&Mark::default()))?;
-                store.sync()?;
-                generations.switch(&first)?;
-                store
-            }
+        let open = |path: &Path| Store::open(path, settings);
+        let create = |path: &Path| {
+            let store = Store::open(path, settings)?;
+            store.write(&[], Some(&Mark::default()))?;
+            store.sync()?;
+            Ok(store)
         };
+        let (generations, store) = GenDir::open_or_create(dir, FORMAT, open, create)?;
         let store = Arc::new(store);
         let state = store.read()?;
         let writer = Writer {
@@ -92,7 +88,7 @@ impl FjallBackend {
         self.current_slot()
             .as_ref()
             .map(Arc::clone)
-            .ok_or_else(closed)
+            .ok_or_else(Error::closed)
     }
 
     fn current_slot(&self) -> RwLockReadGuard<'_, Option<Arc<State>>> {
@@ -110,7 +106,7 @@ impl FjallBackend {
     /// Lets `change` write; after an error of its nothing is written any more.
     fn change(&self, change: impl FnOnce(&mut Writer) -> Result<()>) -> Result<Mark> {
         let mut slot = self.writer();
-        let writer = slot.as_mut().ok_or_else(closed)?;
+        let writer = slot.as_mut().ok_or_else(Error::closed)?;
         match change(writer) {
             Ok(()) => Ok(writer.mark.clone()),
             Err(error) => {
@@ -174,14 +170,6 @@ impl Backend for FjallBackend {
     type View = FjallView;
 
     fn open(cx: &OpenContext<'_>) -> Result<Self> {
-        let at_least = |name: &str, min: u64| {
-            let bytes = cx.options.size(name);
-            if bytes < min {
-                let message = format!("{name} is {bytes}, at least {min} is needed");
-                return Err(Error::new(ErrorKind::InvalidOption, message));
-            }
-            Ok(bytes)
-        };
         let is_compressed = match cx.options.str("compression") {
             "lz4" => true,
             "none" => false,
@@ -191,8 +179,10 @@ impl Backend for FjallBackend {
             }
         };
         let settings = Settings {
-            cache_bytes: at_least("cache_size", CACHE_BYTES_MIN)?,
-            memory_bytes: at_least("memtable_size", MEMORY_BYTES_MIN)?,
+            cache_bytes: cx.options.size_at_least("cache_size", CACHE_BYTES_MIN)?,
+            memory_bytes: cx
+                .options
+                .size_at_least("memtable_size", MEMORY_BYTES_MIN)?,
             is_compressed,
         };
         FjallBackend::open_with(cx.dir, settings)
@@ -240,23 +230,20 @@ impl Backend for FjallBackend {
 
     fn replace(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
         let mut slot = self.writer();
-        let writer = slot.as_mut().ok_or_else(closed)?;
-        let next = writer.generations.prepare()?;
-        let built = Store::open(next.path(), self.settings)
-            .and_then(|store| store.fill(feed, mark).map(|()| Arc::new(store)));
-        let store = match built {
-            Ok(store) => store,
+        let writer = slot.as_mut().ok_or_else(Error::closed)?;
+        let installed = writer.generations.install(|path| {
+            let store = Store::open(path, self.settings)?;
+            store.fill(feed, mark)?;
+            Ok(Arc::new(store))
+        });
+        let store = match installed {
+            Ok(installed) => installed?,
             Err(error) => {
-                // The first error is the one that matters; the next opening removes what is left.
-                let _ = writer.generations.discard(&next);
+                // Either tree may be in force now, so nothing may be written to any.
+                *slot = None;
                 return Err(error);
             }
         };
-        if let Err(error) = writer.generations.switch(&next) {
-            // Either tree may be in force now, so nothing may be written to any.
-            *slot = None;
-            return Err(error);
-        }
         let old = std::mem::replace(&mut writer.store, store);
         writer.mark = mark.clone();
         writer.is_dirty = false;
@@ -326,8 +313,4 @@ impl View for FjallView {
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
         View::scan(&*self.0, range, out)
     }
-}
-
-fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the engine is closed")
 }

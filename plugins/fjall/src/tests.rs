@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use kvd_plugin_api::testkit::crash;
+use kvd_plugin_api::testkit::fixture::{self, FailingFeed, copy_dir, get};
 use kvd_plugin_api::testkit::history::{Model, ModelFeed, mark, write};
-use kvd_plugin_api::{Backend, ErrorKind, Flow, Op, OpenContext, Options, Range, Result, View};
+use kvd_plugin_api::{Backend, ErrorKind, Flow, Op, Range, Result, View};
 
 use crate::FjallBackend;
 use crate::store::Settings;
@@ -31,26 +32,6 @@ fn open_with(dir: &Path, memory_bytes: u64) -> Result<FjallBackend> {
 
 fn open(dir: &Path) -> Result<FjallBackend> {
     open_with(dir, 1 << 20)
-}
-
-fn get(view: &impl View, key: &[u8]) -> Option<Vec<u8>> {
-    let mut found = None;
-    view.get(key, &mut |value| found = Some(value.to_vec()))
-        .unwrap();
-    found
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            fs::create_dir(&target).unwrap();
-            copy_dir(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 #[test]
@@ -81,7 +62,7 @@ fn only_what_was_synced_survives_a_lost_process() {
     (1..=5).for_each(|index| write(&backend, index));
     assert_eq!(backend.sync().unwrap(), mark(5));
     (6..=9).for_each(|index| write(&backend, index));
-    copy_dir(dir.path(), copy.path());
+    copy_dir(dir.path(), copy.path()).unwrap();
     let survivor = open(copy.path()).unwrap();
     assert_eq!(survivor.mark().unwrap(), mark(5));
     assert_eq!(Model::of(&survivor), Model::at(5));
@@ -140,13 +121,7 @@ fn closed_engine_keeps_everything_and_its_views_may_be_dropped_later() {
 
 #[test]
 fn dropped_engine_can_be_opened_again_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    for round in 0..5 {
-        let backend = open(dir.path()).unwrap();
-        assert_eq!(backend.mark().unwrap(), mark(round));
-        write(&backend, round + 1);
-        backend.sync().unwrap();
-    }
+    fixture::dropped_engine_opens_again_at_once::<FjallBackend>(&[("cache_size", "4MiB")]);
 }
 
 #[test]
@@ -181,20 +156,15 @@ fn view_outlives_writes_merges_and_replacement() {
 
 #[test]
 fn a_replacement_that_fails_leaves_what_older_views_read() {
-    struct Failing;
-    impl kvd_plugin_api::Feed for Failing {
-        fn next(&mut self, _: &mut dyn FnMut(&[u8], &[u8])) -> Result<bool> {
-            let message = "source is gone";
-            Err(kvd_plugin_api::Error::new(ErrorKind::Other, message))
-        }
-    }
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path()).unwrap();
     backend.write(&[Op::Put(b"a", b"old")], &mark(1)).unwrap();
     let view = backend.view().unwrap();
     let entries = [(b"b".to_vec(), b"fed".to_vec())].into_iter();
     backend.replace(&mut ModelFeed(entries), &mark(2)).unwrap();
-    let error = backend.replace(&mut Failing, &mark(3)).unwrap_err();
+    let error = backend
+        .replace(&mut FailingFeed(100), &mark(3))
+        .unwrap_err();
     assert_eq!(error.to_string(), "source is gone");
     assert_eq!(get(&view, b"a"), Some(b"old".to_vec()));
     assert!(!dir.path().join("gen-3").exists());
@@ -297,13 +267,6 @@ fn too_large_key_changes_nothing() {
 }
 
 #[test]
-fn second_opening_is_locked() {
-    let dir = tempfile::tempdir().unwrap();
-    let _first = open(dir.path()).unwrap();
-    assert_eq!(open(dir.path()).err().unwrap().kind(), ErrorKind::Locked);
-}
-
-#[test]
 fn foreign_directory_is_incompatible() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("CURRENT"), "kvd-redb 1\nnone\n").unwrap();
@@ -372,26 +335,12 @@ fn a_tree_without_a_mark_is_corruption() {
 
 #[test]
 fn options_are_checked_when_opening() {
-    let dir = tempfile::tempdir().unwrap();
-    let open = |given: &[(&'static str, &'static str)]| {
-        let options = Options::parse(FjallBackend::OPTIONS, given.iter().copied())?;
-        FjallBackend::open(&OpenContext {
-            dir: dir.path(),
-            options: &options,
-        })
-    };
-    drop(open(&[]).unwrap());
-    drop(open(&[("cache_size", "8MiB"), ("compression", "none")]).unwrap());
-    for wrong in [
+    let right: &[&[(&str, &str)]] = &[&[], &[("cache_size", "8MiB"), ("compression", "none")]];
+    let wrong = &[
         ("cache_size", "1KiB"),
         ("memtable_size", "1KiB"),
         ("compression", "zstd"),
         ("cache", "1GiB"),
-    ] {
-        assert_eq!(
-            open(&[wrong]).err().unwrap().kind(),
-            ErrorKind::InvalidOption,
-            "{wrong:?}"
-        );
-    }
+    ];
+    fixture::options_are_checked::<FjallBackend>(right, wrong);
 }

@@ -12,8 +12,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use kvd_plugin_api::{
-    Backend, Caps, Error, ErrorKind, Feed, Flow, GenDir, Generation, Limits, Mark, Op, OpenContext,
-    OptionKind, OptionSpec, Range, Result, View,
+    Backend, Caps, Error, ErrorKind, Feed, Flow, GenDir, Limits, Mark, Op, OpenContext, OptionKind,
+    OptionSpec, Range, Result, View,
 };
 
 use crate::store::{LIMITS, State, Store};
@@ -46,16 +46,9 @@ pub struct LmdbView(State);
 
 impl LmdbBackend {
     fn open_with(dir: &Path, map_bytes: usize) -> Result<Self> {
-        let mut generations = GenDir::open(dir, FORMAT)?;
-        let store = match generations.current() {
-            Some(generation) => Store::open(generation.path(), map_bytes)?,
-            None => {
-                let first = generations.prepare()?;
-                let store = Store::create(first.path(), map_bytes)?;
-                generations.switch(&first)?;
-                store
-            }
-        };
+        let open = |path: &Path| Store::open(path, map_bytes);
+        let create = |path: &Path| Store::create(path, map_bytes);
+        let (generations, store) = GenDir::open_or_create(dir, FORMAT, open, create)?;
         let store = Arc::new(store);
         let mark = store.read(&store.begin()?).mark()?;
         let writer = Writer {
@@ -78,7 +71,7 @@ impl LmdbBackend {
 
     fn current(&self) -> Result<Arc<Store>> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        current.as_ref().map(Arc::clone).ok_or_else(closed)
+        current.as_ref().map(Arc::clone).ok_or_else(Error::closed)
     }
 
     fn publish(&self, store: Option<Arc<Store>>) {
@@ -89,7 +82,7 @@ impl LmdbBackend {
     /// Lets `change` write; after an error of its nothing is written any more.
     fn change(&self, change: impl FnOnce(&mut Writer) -> Result<()>) -> Result<Mark> {
         let mut slot = self.writer();
-        let writer = slot.as_mut().ok_or_else(closed)?;
+        let writer = slot.as_mut().ok_or_else(Error::closed)?;
         match change(writer) {
             Ok(()) => Ok(writer.mark.clone()),
             Err(error) => {
@@ -103,24 +96,19 @@ impl LmdbBackend {
     fn install(
         &self,
         mark: &Mark,
-        build: impl FnOnce(&Store, &Generation) -> Result<Store>,
+        build: impl FnOnce(&Store, &Path) -> Result<Store>,
     ) -> Result<()> {
         let mut slot = self.writer();
-        let writer = slot.as_mut().ok_or_else(closed)?;
-        let next = writer.generations.prepare()?;
-        let store = match build(&writer.store, &next) {
-            Ok(store) => Arc::new(store),
+        let writer = slot.as_mut().ok_or_else(Error::closed)?;
+        let current = &writer.store;
+        let store = match writer.generations.install(|path| build(current, path)) {
+            Ok(installed) => Arc::new(installed?),
             Err(error) => {
-                // The first error is the one that matters; the next opening removes what is left.
-                let _ = writer.generations.discard(&next);
+                // Either environment may be in force now, so nothing may be written to any.
+                *slot = None;
                 return Err(error);
             }
         };
-        if let Err(error) = writer.generations.switch(&next) {
-            // Either environment may be in force now, so nothing may be written to any.
-            *slot = None;
-            return Err(error);
-        }
         writer.store = Arc::clone(&store);
         writer.mark = mark.clone();
         writer.is_dirty = false;
@@ -150,18 +138,13 @@ impl Backend for LmdbBackend {
     type View = LmdbView;
 
     fn open(cx: &OpenContext<'_>) -> Result<Self> {
-        let map_bytes = cx.options.size("map_size");
+        let map_bytes = cx.options.size_at_least("map_size", MAP_BYTES_MIN)?;
         let rounded = map_bytes / MAP_BYTES_STEP * MAP_BYTES_STEP;
-        match usize::try_from(rounded) {
-            Ok(rounded) if map_bytes >= MAP_BYTES_MIN => LmdbBackend::open_with(cx.dir, rounded),
-            _ => {
-                let message = format!(
-                    "map_size is {map_bytes}, at least {MAP_BYTES_MIN} is needed, and no more than \
-                     the address space"
-                );
-                Err(Error::new(ErrorKind::InvalidOption, message))
-            }
-        }
+        let Ok(rounded) = usize::try_from(rounded) else {
+            let message = format!("map_size is {map_bytes}, more than the address space");
+            return Err(Error::new(ErrorKind::InvalidOption, message));
+        };
+        LmdbBackend::open_with(cx.dir, rounded)
     }
 
     fn mark(&self) -> Result<Mark> {
@@ -213,8 +196,8 @@ impl Backend for LmdbBackend {
     }
 
     fn replace(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
-        self.install(mark, |_, next| {
-            let store = Store::create(next.path(), self.map_bytes)?;
+        self.install(mark, |_, path| {
+            let store = Store::create(path, self.map_bytes)?;
             store.fill(feed, mark)?;
             Ok(store)
         })
@@ -235,9 +218,9 @@ impl Backend for LmdbBackend {
 
     fn compact(&self) -> Result<()> {
         let mark = self.mark()?;
-        self.install(&mark, |store, next| {
-            store.copy_to(next.path())?;
-            let store = Store::open(next.path(), self.map_bytes)?;
+        self.install(&mark, |store, path| {
+            store.copy_to(path)?;
+            let store = Store::open(path, self.map_bytes)?;
             store.sync()?;
             Ok(store)
         })
@@ -273,8 +256,4 @@ impl View for LmdbView {
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
         self.0.scan(range, out)
     }
-}
-
-fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the engine is closed")
 }

@@ -4,20 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use kvd_plugin_api::testkit::crash;
+use kvd_plugin_api::testkit::fixture::{self, get};
 use kvd_plugin_api::testkit::history::{Model, ModelFeed, mark, write};
-use kvd_plugin_api::{Backend, ErrorKind, Op, OpenContext, Options, Result, View};
+use kvd_plugin_api::{Backend, ErrorKind, Op, Result, View};
 
 use crate::LmdbBackend;
 
 fn open(dir: &Path) -> Result<LmdbBackend> {
     LmdbBackend::open_with(dir, 1 << 30)
-}
-
-fn get(view: &impl View, key: &[u8]) -> Option<Vec<u8>> {
-    let mut found = None;
-    view.get(key, &mut |value| found = Some(value.to_vec()))
-        .unwrap();
-    found
 }
 
 #[test]
@@ -42,12 +36,7 @@ fn lost_power_takes_nothing_that_was_synced() {
 
 #[test]
 fn dropped_engine_can_be_opened_again_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    for round in 0..5 {
-        let backend = open(dir.path()).unwrap();
-        assert_eq!(backend.mark().unwrap(), mark(round));
-        write(&backend, round + 1);
-    }
+    fixture::dropped_engine_opens_again_at_once::<LmdbBackend>(&[("map_size", "1GiB")]);
 }
 
 #[test]
@@ -155,21 +144,7 @@ fn file_of_another_program_is_refused() {
 
 #[test]
 fn options_are_checked_when_opening() {
-    let dir = tempfile::tempdir().unwrap();
-    let open = |given: &[(&'static str, &'static str)]| {
-        let options = Options::parse(LmdbBackend::OPTIONS, given.iter().copied())?;
-        LmdbBackend::open(&OpenContext {
-            dir: dir.path(),
-            options: &options,
-        })
-    };
-    drop(open(&[]).unwrap());
-    drop(open(&[("map_size", "100000001")]).unwrap());
-    for wrong in [("map_size", "1KiB"), ("map", "1GiB")] {
-        assert_eq!(
-            open(&[wrong]).err().unwrap().kind(),
-            ErrorKind::InvalidOption,
-            "{wrong:?}"
-        );
-    }
+    let right: &[&[(&str, &str)]] = &[&[], &[("map_size", "100000001")]];
+    let wrong = &[("map_size", "1KiB"), ("map", "1GiB")];
+    fixture::options_are_checked::<LmdbBackend>(right, wrong);
 }

@@ -59,20 +59,10 @@ pub struct RedbView(Arc<State>);
 
 impl RedbBackend {
     fn open_with(dir: &std::path::Path, settings: Settings) -> Result<Self> {
-        let mut generations = GenDir::open(dir, FORMAT)?;
-        let store = match generations.current() {
-            Some(generation) => Store::open(
-                generation.path(),
-                settings.cache_bytes,
-                settings.check_on_open,
-            )?,
-            None => {
-                let first = generations.prepare()?;
-                let store = Store::create(first.path(), settings.cache_bytes)?;
-                generations.switch(&first)?;
-                store
-            }
-        };
+        let cache = settings.cache_bytes;
+        let open = |path: &std::path::Path| Store::open(path, cache, settings.check_on_open);
+        let create = |path: &std::path::Path| Store::create(path, cache);
+        let (generations, store) = GenDir::open_or_create(dir, FORMAT, open, create)?;
         let store = Arc::new(store);
         let state = store.read()?;
         let writer = Writer {
@@ -96,7 +86,7 @@ impl RedbBackend {
         self.current_slot()
             .as_ref()
             .map(Arc::clone)
-            .ok_or_else(closed)
+            .ok_or_else(Error::closed)
     }
 
     fn current_slot(&self) -> RwLockReadGuard<'_, Option<Arc<State>>> {
@@ -111,27 +101,22 @@ impl RedbBackend {
 
     /// Builds a new file from `feed` and puts it in force.
     fn install(&self, slot: &mut Option<Writer>, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
-        let writer = slot.as_mut().ok_or_else(closed)?;
-        let next = writer.generations.prepare()?;
-        let built = Store::create(next.path(), self.settings.cache_bytes).and_then(|store| {
+        let writer = slot.as_mut().ok_or_else(Error::closed)?;
+        let installed = writer.generations.install(|path| {
+            let store = Store::create(path, self.settings.cache_bytes)?;
             store.fill(feed, mark)?;
             let store = Arc::new(store);
             let state = store.read_at(mark.clone())?;
             Ok((store, state))
         });
-        let (store, state) = match built {
-            Ok(built) => built,
+        let (store, state) = match installed {
+            Ok(installed) => installed?,
             Err(error) => {
-                // The first error is the one that matters; the next opening removes what is left.
-                let _ = writer.generations.remove_stale();
+                // Either file may be in force now, so nothing may be written to any.
+                *slot = None;
                 return Err(error);
             }
         };
-        if let Err(error) = writer.generations.switch(&next) {
-            // Either file may be in force now, so nothing may be written to any.
-            *slot = None;
-            return Err(error);
-        }
         writer.store = store;
         writer.mark = mark.clone();
         writer.is_dirty = false;
@@ -173,13 +158,7 @@ impl Backend for RedbBackend {
     type View = RedbView;
 
     fn open(cx: &OpenContext<'_>) -> Result<Self> {
-        let cache_bytes = cx.options.size("cache_size");
-        if cache_bytes < CACHE_BYTES_MIN {
-            return Err(Error::new(
-                ErrorKind::InvalidOption,
-                format!("cache_size is {cache_bytes}, at least {CACHE_BYTES_MIN} is needed"),
-            ));
-        }
+        let cache_bytes = cx.options.size_at_least("cache_size", CACHE_BYTES_MIN)?;
         let settings = Settings {
             cache_bytes: usize::try_from(cache_bytes).unwrap_or(usize::MAX),
             check_on_open: cx.options.bool("check_on_open"),
@@ -201,7 +180,7 @@ impl Backend for RedbBackend {
 
     fn write(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
         let mut slot = self.writer();
-        let writer = slot.as_mut().ok_or_else(closed)?;
+        let writer = slot.as_mut().ok_or_else(Error::closed)?;
         let new_mark = (writer.mark != *mark).then_some(mark);
         if batch.is_empty() && new_mark.is_none() {
             return Ok(());
@@ -217,7 +196,7 @@ impl Backend for RedbBackend {
 
     fn sync(&self) -> Result<Mark> {
         let mut slot = self.writer();
-        let writer = slot.as_mut().ok_or_else(closed)?;
+        let writer = slot.as_mut().ok_or_else(Error::closed)?;
         if writer.is_dirty {
             writer.store.sync()?;
             writer.is_dirty = false;
@@ -262,7 +241,7 @@ impl Backend for RedbBackend {
 
     fn verify(&self) -> Result<()> {
         let mut slot = self.writer();
-        let writer = slot.as_mut().ok_or_else(closed)?;
+        let writer = slot.as_mut().ok_or_else(Error::closed)?;
         // Reads wait at this lock until the check is done.
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         *current = None;
@@ -330,8 +309,4 @@ impl View for RedbView {
 )]
 fn pause() {
     thread::sleep(QUIET_PAUSE);
-}
-
-fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the engine is closed")
 }

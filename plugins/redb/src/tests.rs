@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use kvd_plugin_api::testkit::crash;
+use kvd_plugin_api::testkit::fixture::{self, FailingFeed, get};
 use kvd_plugin_api::testkit::history::{Change, Model, ModelFeed, Random, batch, mark, write};
-use kvd_plugin_api::{Backend, ErrorKind, Feed, Mark, Op, OpenContext, Options, Result, View};
+use kvd_plugin_api::{Backend, ErrorKind, Op, Result, View};
 use redb::{Builder, StorageBackend};
 
 use crate::store::Store;
@@ -20,13 +21,6 @@ fn open(dir: &Path) -> Result<RedbBackend> {
             check_on_open: false,
         },
     )
-}
-
-fn get(view: &impl View, key: &[u8]) -> Option<Vec<u8>> {
-    let mut found = None;
-    view.get(key, &mut |value| found = Some(value.to_vec()))
-        .unwrap();
-    found
 }
 
 #[test]
@@ -123,29 +117,6 @@ fn a_dropped_view_gives_its_pages_back() {
     overwrite(&backend, 300, 10);
     let after = size(&backend);
     assert!(before < held && after <= held, "{before}, {held}, {after}");
-}
-
-#[test]
-fn closed_engine_keeps_everything_and_can_be_opened_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let backend = open(dir.path()).unwrap();
-    (1..=30).for_each(|index| write(&backend, index));
-    backend.close().unwrap();
-    assert_eq!(backend.mark().unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(
-        backend.write(&[], &mark(31)).unwrap_err().kind(),
-        ErrorKind::Closed
-    );
-    let again = open(dir.path()).unwrap();
-    assert_eq!(again.mark().unwrap(), mark(30));
-    assert_eq!(Model::of(&again), Model::at(30));
-}
-
-#[test]
-fn second_opening_is_locked() {
-    let dir = tempfile::tempdir().unwrap();
-    let _first = open(dir.path()).unwrap();
-    assert_eq!(open(dir.path()).err().unwrap().kind(), ErrorKind::Locked);
 }
 
 #[test]
@@ -269,24 +240,12 @@ fn view_outlives_writes_replacement_and_compaction() {
 
 #[test]
 fn failed_feed_leaves_the_old_contents() {
-    struct Failing(u32);
-    impl Feed for Failing {
-        fn next(&mut self, out: &mut dyn FnMut(&[u8], &[u8])) -> Result<bool> {
-            self.0 += 1;
-            if self.0 == 100 {
-                return Err(kvd_plugin_api::Error::new(
-                    ErrorKind::Other,
-                    "source is gone",
-                ));
-            }
-            out(&self.0.to_be_bytes(), b"fed");
-            Ok(true)
-        }
-    }
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path()).unwrap();
     (1..=7).for_each(|index| write(&backend, index));
-    let error = backend.replace(&mut Failing(0), &mark(50)).unwrap_err();
+    let error = backend
+        .replace(&mut FailingFeed(100), &mark(50))
+        .unwrap_err();
     assert_eq!(error.to_string(), "source is gone");
     assert!(!dir.path().join("gen-2").exists());
     write(&backend, 8);
@@ -571,35 +530,12 @@ fn last(requests: &[Request], index: impl Fn(&Request) -> Option<u64>) -> u64 {
 }
 
 #[test]
-fn new_directory_has_the_default_mark() {
-    let dir = tempfile::tempdir().unwrap();
-    let backend = open(dir.path()).unwrap();
-    assert_eq!(backend.mark().unwrap(), Mark::default());
-    assert_eq!(backend.sync().unwrap(), Mark::default());
-    assert_eq!(Model::of(&backend), Model::default());
-}
-
-#[test]
 fn options_are_checked_when_opening() {
-    let dir = tempfile::tempdir().unwrap();
-    let open = |given: &[(&'static str, &'static str)]| {
-        let options = Options::parse(RedbBackend::OPTIONS, given.iter().copied())?;
-        RedbBackend::open(&OpenContext {
-            dir: dir.path(),
-            options: &options,
-        })
-    };
-    drop(open(&[]).unwrap());
-    drop(open(&[("cache_size", "8MiB"), ("check_on_open", "yes")]).unwrap());
-    for wrong in [
+    let right: &[&[(&str, &str)]] = &[&[], &[("cache_size", "8MiB"), ("check_on_open", "yes")]];
+    let wrong = &[
         ("cache_size", "1KiB"),
         ("cache_size", "much"),
         ("cache", "1GiB"),
-    ] {
-        assert_eq!(
-            open(&[wrong]).err().unwrap().kind(),
-            ErrorKind::InvalidOption,
-            "{wrong:?}"
-        );
-    }
+    ];
+    fixture::options_are_checked::<RedbBackend>(right, wrong);
 }

@@ -48,18 +48,14 @@ struct Current {
 
 impl SledBackend {
     fn open_with(dir: &Path, settings: Settings) -> Result<Self> {
-        let mut generations = GenDir::open(dir, FORMAT)?;
-        let (store, files) = match generations.current() {
-            Some(generation) => Store::open(generation.path(), settings)?,
-            None => {
-                let first = generations.prepare()?;
-                let (store, mut files) = Store::open(first.path(), settings)?;
-                store.apply(store.prepare(&[], Some(&Mark::default()))?)?;
-                store.sync(&mut files)?;
-                generations.switch(&first)?;
-                (store, files)
-            }
+        let open = |path: &Path| Store::open(path, settings);
+        let create = |path: &Path| {
+            let (store, mut files) = Store::open(path, settings)?;
+            store.apply(store.prepare(&[], Some(&Mark::default()))?)?;
+            store.sync(&mut files)?;
+            Ok((store, files))
         };
+        let (generations, (store, files)) = GenDir::open_or_create(dir, FORMAT, open, create)?;
         let mark = store.mark()?;
         // What sled found after a crash need not be on disk: the first sync makes it so.
         let writer = Writer {
@@ -89,26 +85,21 @@ impl SledBackend {
 
     /// Builds a new directory from `feed` and puts it in force.
     fn install(&self, slot: &mut Option<Writer>, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
-        let writer = slot.as_mut().ok_or_else(closed)?;
-        let next = writer.generations.prepare()?;
-        let built = Store::open(next.path(), self.settings).and_then(|(store, mut files)| {
+        let writer = slot.as_mut().ok_or_else(Error::closed)?;
+        let installed = writer.generations.install(|path| {
+            let (store, mut files) = Store::open(path, self.settings)?;
             store.fill(feed, mark)?;
             store.sync(&mut files)?;
             Ok((store, files))
         });
-        let (store, files) = match built {
-            Ok(built) => built,
+        let (store, files) = match installed {
+            Ok(installed) => installed?,
             Err(error) => {
-                // The first error is the one that matters; the next opening removes what is left.
-                let _ = writer.generations.remove_stale();
+                // Either directory may be in force now, so nothing may be written to any.
+                *slot = None;
                 return Err(error);
             }
         };
-        if let Err(error) = writer.generations.switch(&next) {
-            // Either directory may be in force now, so nothing may be written to any.
-            *slot = None;
-            return Err(error);
-        }
         writer.files = files;
         writer.is_dirty = false;
         drop(self.publish(Some(Current {
@@ -153,12 +144,9 @@ impl Backend for SledBackend {
     type View = NoView<Self>;
 
     fn open(cx: &OpenContext<'_>) -> Result<Self> {
-        let cache_bytes = cx.options.size("cache_capacity");
-        if cache_bytes < CACHE_BYTES_MIN {
-            return Err(invalid(format!(
-                "cache_capacity is {cache_bytes}, at least {CACHE_BYTES_MIN} is needed"
-            )));
-        }
+        let cache_bytes = cx
+            .options
+            .size_at_least("cache_capacity", CACHE_BYTES_MIN)?;
         let mode = match cx.options.str("mode") {
             "low-space" => Mode::LowSpace,
             "high-throughput" => Mode::HighThroughput,
@@ -175,27 +163,32 @@ impl Backend for SledBackend {
         self.current()
             .as_ref()
             .map(|current| current.mark.clone())
-            .ok_or_else(closed)
+            .ok_or_else(Error::closed)
     }
 
     fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        let found = self.current().as_ref().ok_or_else(closed)?.store.get(key)?;
+        let found = self
+            .current()
+            .as_ref()
+            .ok_or_else(Error::closed)?
+            .store
+            .get(key)?;
         Ok(found.map(|value| out(&value)).is_some())
     }
 
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
         self.current()
             .as_ref()
-            .ok_or_else(closed)?
+            .ok_or_else(Error::closed)?
             .store
             .scan(range, out)
     }
 
     fn write(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
         let mut slot = self.writer();
-        let writer = slot.as_mut().ok_or_else(closed)?;
+        let writer = slot.as_mut().ok_or_else(Error::closed)?;
         let mut seen = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        let current = seen.as_mut().ok_or_else(closed)?;
+        let current = seen.as_mut().ok_or_else(Error::closed)?;
         let new_mark = (current.mark != *mark).then_some(mark);
         if batch.is_empty() && new_mark.is_none() {
             return Ok(());
@@ -216,10 +209,10 @@ impl Backend for SledBackend {
 
     fn sync(&self) -> Result<Mark> {
         let mut slot = self.writer();
-        let writer = slot.as_mut().ok_or_else(closed)?;
+        let writer = slot.as_mut().ok_or_else(Error::closed)?;
         // Reads go on: only writes take the other lock for themselves, and they wait at this one.
         let current = self.current();
-        let current = current.as_ref().ok_or_else(closed)?;
+        let current = current.as_ref().ok_or_else(Error::closed)?;
         let mark = current.mark.clone();
         if writer.is_dirty {
             if let Err(error) = current.store.sync(&mut writer.files) {
@@ -261,7 +254,7 @@ impl Backend for SledBackend {
         let mut slot = self.writer();
         let (mut feed, mark) = {
             let current = self.current();
-            let current = current.as_ref().ok_or_else(closed)?;
+            let current = current.as_ref().ok_or_else(Error::closed)?;
             (current.store.feed(), current.mark.clone())
         };
         self.install(&mut slot, &mut feed, &mark)?;
@@ -287,10 +280,6 @@ impl Backend for SledBackend {
         drop(writer);
         synced.map(drop)
     }
-}
-
-fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the engine is closed")
 }
 
 fn invalid(message: String) -> Error {

@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use kvd_plugin_api::testkit::crash;
+use kvd_plugin_api::testkit::fixture::{self, copy_dir};
 use kvd_plugin_api::testkit::history::{Model, ModelFeed, mark, write};
-use kvd_plugin_api::{
-    Backend, ErrorKind, Feed, Flow, Mark, Op, OpenContext, Options, Range, Result,
-};
+use kvd_plugin_api::{Backend, ErrorKind, Flow, Op, Range, Result};
 use sled::Mode;
 
 use crate::SledBackend;
@@ -53,58 +52,16 @@ fn what_was_synced_survives_a_lost_process() {
     (1..=5).for_each(|index| write(&backend, index));
     assert_eq!(backend.sync().unwrap(), mark(5));
     (6..=9).for_each(|index| write(&backend, index));
-    copy_dir(dir.path(), copy.path());
+    copy_dir(dir.path(), copy.path()).unwrap();
     let survivor = open(copy.path()).unwrap();
     let found = survivor.mark().unwrap().index;
     assert!((5..=9).contains(&found), "{found}");
     assert_eq!(Model::of(&survivor), Model::at(found));
 }
 
-fn copy_dir(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            fs::create_dir(&target).unwrap();
-            copy_dir(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
-#[test]
-fn closed_engine_keeps_everything_and_can_be_opened_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let backend = open(dir.path()).unwrap();
-    (1..=30).for_each(|index| write(&backend, index));
-    backend.close().unwrap();
-    assert_eq!(backend.mark().unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(
-        backend.write(&[], &mark(31)).unwrap_err().kind(),
-        ErrorKind::Closed
-    );
-    let again = open(dir.path()).unwrap();
-    assert_eq!(again.mark().unwrap(), mark(30));
-    assert_eq!(Model::of(&again), Model::at(30));
-}
-
 #[test]
 fn dropped_engine_can_be_opened_again_at_once() {
-    let dir = tempfile::tempdir().unwrap();
-    for round in 0..5 {
-        let backend = open(dir.path()).unwrap();
-        assert_eq!(backend.mark().unwrap(), mark(round));
-        write(&backend, round + 1);
-        backend.sync().unwrap();
-    }
-}
-
-#[test]
-fn second_opening_is_locked() {
-    let dir = tempfile::tempdir().unwrap();
-    let _first = open(dir.path()).unwrap();
-    assert_eq!(open(dir.path()).err().unwrap().kind(), ErrorKind::Locked);
+    fixture::dropped_engine_opens_again_at_once::<SledBackend>(&[("cache_capacity", "16MiB")]);
 }
 
 #[test]
@@ -163,59 +120,6 @@ fn replacement_and_compaction_take_the_place_of_the_old_contents() {
 }
 
 #[test]
-fn failed_feed_leaves_the_old_contents() {
-    struct Failing(u32);
-    impl Feed for Failing {
-        fn next(&mut self, out: &mut dyn FnMut(&[u8], &[u8])) -> Result<bool> {
-            self.0 += 1;
-            if self.0 == 100 {
-                return Err(kvd_plugin_api::Error::new(
-                    ErrorKind::Other,
-                    "source is gone",
-                ));
-            }
-            out(&self.0.to_be_bytes(), b"fed");
-            Ok(true)
-        }
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let backend = open(dir.path()).unwrap();
-    (1..=7).for_each(|index| write(&backend, index));
-    let error = backend.replace(&mut Failing(0), &mark(50)).unwrap_err();
-    assert_eq!(error.to_string(), "source is gone");
-    write(&backend, 8);
-    assert_eq!(backend.sync().unwrap(), mark(8));
-    assert_eq!(Model::of(&backend), Model::at(8));
-}
-
-#[test]
-fn later_changes_of_a_batch_see_earlier_ones() {
-    let dir = tempfile::tempdir().unwrap();
-    let backend = open(dir.path()).unwrap();
-    let ops = [
-        Op::Put(b"", b"empty key"),
-        Op::Put(b"k", b""),
-        Op::Put(b"bb", b"before"),
-    ];
-    backend.write(&ops, &mark(1)).unwrap();
-    let ops = [
-        Op::Put(b"b", b"1"),
-        Op::DeleteRange(b"a", b"c"),
-        Op::Put(b"b", b"2"),
-        Op::DeleteRange(b"z", b"a"),
-        Op::Put(b"k", b"3"),
-        Op::Delete(b"k"),
-    ];
-    backend.write(&ops, &mark(1)).unwrap();
-    let entries: Vec<_> = Model::of(&backend).entries.into_iter().collect();
-    let expected = [(&b""[..], &b"empty key"[..]), (b"b", b"2")];
-    assert_eq!(
-        entries,
-        expected.map(|(key, value)| (key.to_vec(), value.to_vec()))
-    );
-}
-
-#[test]
 fn keys_like_the_marks_are_the_hosts() {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path()).unwrap();
@@ -263,7 +167,7 @@ fn large_values_and_batches_survive() {
     backend.write(&ops, &mark(2)).unwrap();
     assert_eq!(backend.sync().unwrap(), mark(2));
     let copy = tempfile::tempdir().unwrap();
-    copy_dir(dir.path(), copy.path());
+    copy_dir(dir.path(), copy.path()).unwrap();
     let backend = open(copy.path()).unwrap();
     assert_eq!(backend.mark().unwrap(), mark(2));
     assert!(
@@ -332,35 +236,15 @@ fn scan_meets_whole_batches_only() {
 }
 
 #[test]
-fn new_directory_has_the_default_mark() {
-    let dir = tempfile::tempdir().unwrap();
-    let backend = open(dir.path()).unwrap();
-    assert_eq!(backend.mark().unwrap(), Mark::default());
-    assert_eq!(backend.sync().unwrap(), Mark::default());
-    assert_eq!(backend.view().err().unwrap().kind(), ErrorKind::Unsupported);
-}
-
-#[test]
 fn options_are_checked_when_opening() {
-    let dir = tempfile::tempdir().unwrap();
-    let open = |given: &[(&'static str, &'static str)]| {
-        let options = Options::parse(SledBackend::OPTIONS, given.iter().copied())?;
-        SledBackend::open(&OpenContext {
-            dir: dir.path(),
-            options: &options,
-        })
-    };
-    drop(open(&[]).unwrap());
-    drop(open(&[("cache_capacity", "8MiB"), ("mode", "high-throughput")]).unwrap());
-    for wrong in [
+    let right: &[&[(&str, &str)]] = &[
+        &[],
+        &[("cache_capacity", "8MiB"), ("mode", "high-throughput")],
+    ];
+    let wrong = &[
         ("cache_capacity", "1KiB"),
         ("mode", "fast"),
         ("cache", "1GiB"),
-    ] {
-        assert_eq!(
-            open(&[wrong]).err().unwrap().kind(),
-            ErrorKind::InvalidOption,
-            "{wrong:?}"
-        );
-    }
+    ];
+    fixture::options_are_checked::<SledBackend>(right, wrong);
 }
