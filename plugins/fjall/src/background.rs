@@ -110,6 +110,11 @@ impl Background {
         self.shared.flush()
     }
 
+    /// Moves tables that nothing overlaps down to the last level, which writes none again.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.shared.merge_once()
+    }
+
     /// Waits while there are so many runs of new tables that reads suffer.
     pub(crate) fn wait_for_merges(&self) -> Result<()> {
         let mut work = lock(&self.shared.work);
@@ -190,9 +195,7 @@ impl Shared {
     fn merge(&self) -> Result<()> {
         while self.is_merge_due() && !lock(&self.work).stop {
             let before = self.tree.current_version().id();
-            let strategy = Arc::clone(&self.strategy);
-            let oldest = self.instants.oldest();
-            self.tree.compact(strategy, oldest).map_err(from_lsm)?;
+            self.merge_once()?;
             // Writes may wait for it.
             self.ask(|_| ());
             if self.tree.current_version().id() == before {
@@ -200,6 +203,12 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    fn merge_once(&self) -> Result<()> {
+        let strategy = Arc::clone(&self.strategy);
+        let oldest = self.instants.oldest();
+        self.tree.compact(strategy, oldest).map_err(from_lsm)
     }
 
     /// Whether a merge is worth what it writes again.

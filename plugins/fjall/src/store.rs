@@ -181,7 +181,7 @@ impl Store {
             let message = "fjall: memory was not made a table";
             return Err(Error::new(ErrorKind::Other, message));
         }
-        Ok(())
+        self.background.wait_for_merges()
     }
 
     /// Forgets versions of the tree that nobody reads.
@@ -224,7 +224,8 @@ impl Store {
             }
         }
         ingestion.finish().map_err(from_lsm)?;
-        self.sync()
+        self.sync()?;
+        self.background.settle()
     }
 
     /// Merges all tables into the last level.

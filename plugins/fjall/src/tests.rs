@@ -225,10 +225,21 @@ fn new_tables_are_merged_before_there_are_too_many() {
         backend.sync().unwrap();
         let tables = backend.property("fjall.tables").unwrap();
         let new: usize = tables.split(' ').next().unwrap().parse().unwrap();
-        // One thread merges what another one makes.
-        assert!(new <= 30, "after {index} syncs: {tables}");
+        assert!(new <= 24, "after {index} syncs: {tables}");
     }
     assert_eq!(Model::of(&backend), Model::at(120));
+}
+
+#[test]
+fn replaced_contents_lie_in_the_last_level() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path()).unwrap();
+    let entries = Model::at(200).entries.into_iter();
+    backend
+        .replace(&mut ModelFeed(entries), &mark(200))
+        .unwrap();
+    assert_eq!(backend.property("fjall.tables").unwrap(), "0 0 0 0 0 0 1");
+    assert_eq!(Model::of(&backend), Model::at(200));
 }
 
 #[test]
