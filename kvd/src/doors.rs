@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -68,6 +68,12 @@ pub async fn blocking<T: Send + 'static>(
 pub trait Wake: Send + Sync {
     /// Makes the worker run (once more) soon. Never blocks.
     fn wake(&self);
+}
+
+/// The time since something long ago, for differences: what an engine's calls take.
+pub fn stopwatch() -> std::time::Duration {
+    static BEGAN: OnceLock<tokio::time::Instant> = OnceLock::new();
+    BEGAN.get_or_init(tokio::time::Instant::now).elapsed()
 }
 
 /// The wall clock. Only a leader stamps entries with it, through a guard against jumps.

@@ -5,6 +5,7 @@
     reason = "tests of real processes live in real time"
 )]
 
+mod backend_info;
 mod c_plugin;
 mod catch_up;
 mod chaos;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kvd::clock::SystemClock;
-use kvd::doors::{Doors, Random, Threads};
+use kvd::doors::{Doors, Random, Threads, stopwatch};
 use kvd::keyspace::Limits;
 use kvd::net::Tcp;
 use kvd::raft::TypeConfig;
@@ -65,8 +65,9 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Ove
             clock: Arc::new(SystemClock),
             random: Random::from_seed(1),
         };
-        let engine = self.0.open(&temp.path().join("engine"), &[]).unwrap();
-        let store = Arc::new(Store::new(Arc::new(PluginEngine::new(engine))));
+        let folder = temp.path().join("engine");
+        let engine = PluginEngine::open(&self.0, &folder, &[], stopwatch, Arc::default()).unwrap();
+        let store = Arc::new(Store::new(Arc::new(engine)));
         let dir = Arc::new(SnapshotDir::open(&temp.path().join("snapshots")).unwrap());
         let durable = recover(&store, &dir).unwrap();
         let machine = StateMachine::start(

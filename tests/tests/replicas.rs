@@ -1,9 +1,11 @@
 //! Whether members are alike is seen while they serve.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvd::command::{self, Call};
+use kvd::doors::stopwatch;
 use kvd::exit;
 use kvd::keyspace::{Limits, Txn};
 use kvd::raft::position::Position;
@@ -69,7 +71,8 @@ fn members_are_compared_at_one_entry_while_they_serve_writes() {
 /// Changes one value in a stopped node's engine, as a bug or a bad disk would: behind the log.
 fn spoil(dir: &Path) {
     let plugin = Plugin::load(&built().join("libkvd_redb.so")).unwrap();
-    let engine = PluginEngine::new(plugin.open(&dir.join("groups/0/engine"), &[]).unwrap());
+    let folder = dir.join("groups/0/engine");
+    let engine = PluginEngine::open(&plugin, &folder, &[], stopwatch, Arc::default()).unwrap();
     let mark = engine.mark().unwrap();
     let time_ms = Position::time_of(&mark);
     let mut txn = Txn::new(&engine, mark.index, time_ms, 1, Limits::default()).unwrap();

@@ -3,6 +3,7 @@
 //! This is all that `server` knows of agreement.
 
 mod announce;
+mod backend;
 mod compare;
 mod core;
 mod disk;
@@ -526,41 +527,6 @@ impl Node {
         engine
             .set_option(name, value)
             .map_err(|error| error.to_string())
-    }
-
-    /// The lines of INFO's `# Backend`.
-    pub fn backend_info(&self) -> Vec<(String, String)> {
-        let mut lines = Vec::new();
-        let mut line = |name: &str, value: String| lines.push((name.to_owned(), value));
-        let Ok(core) = self.core() else { return lines };
-        let engine = core.machine.store().engine().clone();
-        line("backend_name", engine.name().to_owned());
-        line("backend_version", engine.version().to_owned());
-        line("backend_capabilities", engine.caps().names().join(","));
-        line(
-            "backend_views",
-            engine.caps().contains(Caps::VIEW).to_string(),
-        );
-        let durable = core
-            .machine
-            .durable()
-            .map_or(0, |position| position.index());
-        line("backend_durable_index", durable.to_string());
-        let applied = core.machine.progress().borrow().index;
-        line(
-            "backend_durable_behind",
-            applied.saturating_sub(durable).to_string(),
-        );
-        let waiting = core.machine.store().waiting();
-        line("backend_waiting_bytes", waiting.bytes.to_string());
-        line("backend_waiting_changes", waiting.changes.to_string());
-        line("backend_waiting_layers", waiting.layers.to_string());
-        for name in engine.properties() {
-            if let Some(value) = engine.property(&name) {
-                line(&name.replace(['.', '-'], "_"), value);
-            }
-        }
-        lines
     }
 
     /// The lines of INFO's `# Raft`.

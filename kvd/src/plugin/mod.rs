@@ -53,8 +53,8 @@ pub(crate) fn opener(
     calls: Arc<Calls>,
 ) -> OpenEngine {
     Arc::new(move |path| {
-        let engine = calls.during("open", || plugin.open(path, &options))?;
-        let engine = PluginEngine::watched(engine, options.clone(), calls.clone());
+        let (options, calls) = (&options, calls.clone());
+        let engine = PluginEngine::open(&plugin, path, options, kvd::doors::stopwatch, calls)?;
         Ok(Arc::new(engine))
     })
 }

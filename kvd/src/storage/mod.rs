@@ -4,6 +4,7 @@
 //! Everything here blocks, and knows no command, clock, task or socket. One thread applies and one
 //! stores; many read.
 
+mod costs;
 mod filter;
 mod layer;
 mod memory;
@@ -15,10 +16,11 @@ pub(crate) mod test_engine;
 mod tests;
 mod waiting;
 
+pub use costs::{Call, Cost, Costs, READS_PER_SAMPLE, Stopwatch};
 pub use kvd_plugin_api::{Caps, Error, ErrorKind, Feed, Flow, Limits, Mark, Op, Range, Result};
 pub use layer::{Layer, Stack};
 pub use memory::MemoryEngine;
-pub use plugin::{Calls, PluginEngine};
+pub use plugin::{Calls, Origin, PluginEngine};
 pub use store::{Latest, ReadView, Store};
 pub use waiting::Amount;
 
@@ -131,6 +133,16 @@ pub trait Engine: Read + Send + Sync {
     ///
     /// The engine's own failure.
     fn close(&self) -> Result<()>;
+
+    /// Where it comes from, if it is a plugin's.
+    fn origin(&self) -> Option<Origin> {
+        None
+    }
+
+    /// What its calls have cost so far, where that is measured.
+    fn costs(&self) -> Option<&Costs> {
+        None
+    }
 }
 
 /// A consistent read of an engine at one moment; outlives later writes.

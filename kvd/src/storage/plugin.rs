@@ -1,36 +1,61 @@
-//! The engine of a plugin, behind the host's own trait.
+//! The engine of a plugin, behind the host's own trait, with what its calls cost.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvd_plugin_api::host;
 
-use super::{Caps, Engine, EngineView, Feed, Flow, Limits, Mark, Op, Range, Read, Result};
+use super::{
+    Call, Caps, Costs, Engine, EngineView, Feed, Flow, Limits, Mark, Op, Range, Read, Result,
+    Stopwatch,
+};
 
-/// An engine that was opened in a loaded library.
+/// An opened engine of a loaded library.
 pub struct PluginEngine {
     engine: host::Engine,
+    plugin: host::Plugin,
+    costs: Arc<Costs>,
     calls: Arc<Calls>,
     /// The options that were given, as they are now.
     options: Mutex<Vec<(String, String)>>,
 }
 
-impl PluginEngine {
-    /// Takes an opened engine.
-    pub fn new(engine: host::Engine) -> Self {
-        PluginEngine::watched(engine, Vec::new(), Arc::default())
-    }
+/// Where an engine comes from, and how it is set up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The library.
+    pub file: String,
+    /// The interface that it was built for.
+    pub interface: u32,
+    /// The version of `kvd-plugin-api` that it was built with.
+    pub plugin_api: String,
+    /// It was built without optimisation.
+    pub debug: bool,
+    /// The options in force, in the library's order: as they were given, or their defaults.
+    pub options: Vec<(String, String)>,
+}
 
-    /// The same of one that was opened with options, where somebody looks at what it is doing.
-    pub fn watched(
-        engine: host::Engine,
-        options: Vec<(String, String)>,
+impl PluginEngine {
+    /// Opens the engine of a loaded library in a directory that exists. What its calls cost is
+    /// measured by `stopwatch`, and `calls` shows the one that it is in.
+    ///
+    /// # Errors
+    ///
+    /// The engine's own.
+    pub fn open(
+        plugin: &host::Plugin,
+        dir: &Path,
+        options: &[(String, String)],
+        stopwatch: Stopwatch,
         calls: Arc<Calls>,
-    ) -> Self {
-        PluginEngine {
-            engine,
+    ) -> Result<Self> {
+        Ok(PluginEngine {
+            engine: calls.during("open", || plugin.open(dir, options))?,
+            plugin: plugin.clone(),
+            costs: Arc::new(Costs::new(stopwatch)),
             calls,
-            options: Mutex::new(options),
-        }
+            options: Mutex::new(options.to_vec()),
+        })
     }
 }
 
@@ -75,11 +100,12 @@ impl Calls {
 
 impl Read for PluginEngine {
     fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        self.engine.get(key, out)
+        self.costs.count(Call::Get, || self.engine.get(key, out))
     }
 
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
-        self.engine.scan(range, out)
+        self.costs
+            .count(Call::Scan, || self.engine.scan(range, out))
     }
 }
 
@@ -105,21 +131,30 @@ impl Engine for PluginEngine {
     }
 
     fn write(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
-        self.calls
-            .during("write", || self.engine.write(batch, mark))
+        let write = || self.engine.write(batch, mark);
+        self.costs.changed(batch.len());
+        self.costs
+            .count(Call::Write, || self.calls.during("write", write))
     }
 
     fn sync(&self) -> Result<Mark> {
-        self.calls.during("sync", || self.engine.sync())
+        let sync = || self.engine.sync();
+        self.costs
+            .count(Call::Sync, || self.calls.during("sync", sync))
     }
 
     fn view(&self) -> Result<Box<dyn EngineView>> {
-        Ok(Box::new(PluginView(self.engine.view()?)))
+        let view = self.costs.count(Call::View, || self.engine.view())?;
+        Ok(Box::new(PluginView {
+            view,
+            costs: self.costs.clone(),
+        }))
     }
 
     fn replace(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
-        self.calls
-            .during("replace", || self.engine.replace(feed, mark))
+        let replace = || self.engine.replace(feed, mark);
+        self.costs
+            .count(Call::Replace, || self.calls.during("replace", replace))
     }
 
     fn property(&self, name: &str) -> Option<String> {
@@ -131,7 +166,9 @@ impl Engine for PluginEngine {
     }
 
     fn compact(&self) -> Result<()> {
-        self.calls.during("compact", || self.engine.compact())
+        let compact = || self.engine.compact();
+        self.costs
+            .count(Call::Compact, || self.calls.during("compact", compact))
     }
 
     fn verify(&self) -> Result<()> {
@@ -151,22 +188,48 @@ impl Engine for PluginEngine {
     fn close(&self) -> Result<()> {
         self.calls.during("close", || self.engine.close())
     }
+
+    fn origin(&self) -> Option<Origin> {
+        let given = self.options.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_force = |option: host::OptionInfo| {
+            // The last one counts where one is given twice.
+            let given = given.iter().rev().find(|(name, _)| *name == option.name);
+            let value = given.map_or(option.default, |(_, value)| value.clone());
+            (option.name, value)
+        };
+        let manifest = self.plugin.manifest();
+        let options = self.plugin.describe().options.into_iter().map(in_force);
+        Some(Origin {
+            file: self.plugin.path().display().to_string(),
+            interface: manifest.api_version,
+            plugin_api: manifest.plugin_api.clone(),
+            debug: manifest.debug,
+            options: options.collect(),
+        })
+    }
+
+    fn costs(&self) -> Option<&Costs> {
+        Some(&self.costs)
+    }
 }
 
-struct PluginView(host::EngineView);
+struct PluginView {
+    view: host::EngineView,
+    costs: Arc<Costs>,
+}
 
 impl Read for PluginView {
     fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        self.0.get(key, out)
+        self.costs.count(Call::Get, || self.view.get(key, out))
     }
 
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
-        self.0.scan(range, out)
+        self.costs.count(Call::Scan, || self.view.scan(range, out))
     }
 }
 
 impl EngineView for PluginView {
     fn mark(&self) -> &Mark {
-        self.0.mark()
+        self.view.mark()
     }
 }
