@@ -192,7 +192,8 @@
 //!
 //! kvd takes a view to make a snapshot for another node, and reads it for minutes, while it writes
 //! on. An engine with cheap ones claims [`Caps::VIEW`]. One without has [`NoView`] as its
-//! [`Backend::View`], and does not make up for it: kvd then reads and writes in turn.
+//! [`Backend::View`], and does not make up for it: kvd keeps what a long reader still needs before
+//! it lets the engine change it.
 //!
 //! ## Replacing everything
 //!

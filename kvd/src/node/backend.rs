@@ -29,6 +29,8 @@ impl Node {
         line("backend_waiting_bytes", waiting.bytes.to_string());
         line("backend_waiting_changes", waiting.changes.to_string());
         line("backend_waiting_layers", waiting.layers.to_string());
+        let kept = core.machine.store().kept_bytes();
+        line("backend_kept_bytes", kept.to_string());
         if let Some(costs) = engine.costs() {
             of_costs(costs, &mut line);
         }

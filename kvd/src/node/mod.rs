@@ -745,7 +745,7 @@ impl Shared {
         if store.views_block_stores() {
             tracing::warn!(
                 backend = store.engine().name(),
-                "this engine has no views: large reads hold back what it is given"
+                "this engine has no views: what it had is kept in memory for long reads"
             );
         }
         let snapshots = Arc::new(SnapshotDir::open(&snapshot_dir)?);

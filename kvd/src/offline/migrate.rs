@@ -153,7 +153,8 @@ fn fill(
     let ahead = state.position().log_id > log.state.last.max(log.state.purged);
     if ahead && state.snapshots.complete()?.is_empty() {
         // The proof that a state beyond the log is legitimate.
-        let (position, spool) = state.snapshots.spool_out(&state.store)?;
+        let view = state.store.read().map_err(io::Error::other)?;
+        let (position, spool) = state.snapshots.spool_out(view)?;
         state.snapshots.keep(&position, spool)?;
     }
     state.close()?;

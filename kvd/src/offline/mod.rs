@@ -91,7 +91,8 @@ impl State {
             }
             return Ok(());
         }
-        let (position, spool) = self.snapshots.spool_out(&self.store)?;
+        let view = self.store.read().map_err(io::Error::other)?;
+        let (position, spool) = self.snapshots.spool_out(view)?;
         self.snapshots.keep(&position, spool)
     }
 

@@ -22,7 +22,7 @@ use super::spool::{SnapshotMeta, SnapshotSink, Spool, SpoolWriter};
 use super::types::LogId;
 use crate::data_dir::sync_dir;
 use crate::keyspace::stream;
-use crate::storage::{Mark, Store};
+use crate::storage::{Mark, ReadView, Store};
 
 /// The meta of a position.
 pub fn meta_of(position: &Position) -> SnapshotMeta {
@@ -81,13 +81,13 @@ impl SnapshotDir {
         Ok(found)
     }
 
-    /// Writes the present state of `store` to a temporary file.
+    /// Writes what `view` sees to a temporary file.
     ///
     /// # Errors
     ///
     /// The engine could not be read or the file not written.
-    pub fn spool_out(&self, store: &Store) -> io::Result<(Position, Spool)> {
-        write(store, &self.temporary("out"))
+    pub fn spool_out(&self, view: ReadView) -> io::Result<(Position, Spool)> {
+        write(view, &self.temporary("out"))
     }
 
     /// Makes a temporary file of a state durable under its final name, and drops older ones.
@@ -151,13 +151,12 @@ fn create(path: &Path) -> io::Result<io::BufWriter<File>> {
     Ok(io::BufWriter::with_capacity(256 * 1024, file))
 }
 
-/// Writes the present state of `store` to a new file, which goes when it is dropped.
-fn write(store: &Store, path: &Path) -> io::Result<(Position, Spool)> {
+/// Writes what `view` sees to a new file, which goes when it is dropped.
+fn write(view: ReadView, path: &Path) -> io::Result<(Position, Spool)> {
     let mut out = create(path)?;
     // From here on the file goes when anything fails.
     let mut spool = Spool::temporary(path.to_owned(), 0);
     crash_point!("spool_created");
-    let view = store.read().map_err(io::Error::other)?;
     let position = Position::from_mark(view.mark()).map_err(io::Error::other)?;
     stream::write(&view, view.mark(), &mut out).map_err(io::Error::other)?;
     drop(view);
@@ -173,7 +172,8 @@ fn write(store: &Store, path: &Path) -> io::Result<(Position, Spool)> {
 ///
 /// The file exists, the engine could not be read or the file not written.
 pub fn export(store: &Store, path: &Path) -> io::Result<Position> {
-    let (position, mut spool) = write(store, path)?;
+    let view = store.read().map_err(io::Error::other)?;
+    let (position, mut spool) = write(view, path)?;
     File::open(path)?.sync_all()?;
     spool.keep = true;
     Ok(position)

@@ -193,7 +193,7 @@ impl StateMachine {
         let (state, asked) = (shared.clone(), snapshots.clone());
         let mut executor = executor.with_on_asked(Box::new(move |position, store| {
             if state.digests.begin(position.index()) {
-                let (position, view) = (position.clone(), store.read()?);
+                let (position, view) = (position.clone(), store.read_at_length()?);
                 asked.submit(SnapshotJob::Digest { position, view });
             }
             Ok(())
@@ -463,14 +463,18 @@ fn apply(
 fn spool(job: SnapshotJob, store: &Store, dir: &SnapshotDir, digests: &Digests) {
     match job {
         SnapshotJob::Send { done } => {
-            let spooled = dir
-                .spool_out(store)
+            let spooled = store
+                .read_at_length()
+                .map_err(io::Error::other)
+                .and_then(|view| dir.spool_out(view))
                 .map(|(position, spool)| (meta_of(&position), spool));
             drop(done.send(spooled));
         }
         SnapshotJob::Keep { done } => {
-            let kept = dir
-                .spool_out(store)
+            let kept = store
+                .read()
+                .map_err(io::Error::other)
+                .and_then(|view| dir.spool_out(view))
                 .and_then(|(position, spool)| dir.keep(&position, spool).map(|()| position));
             drop(done.send(kept));
         }

@@ -91,7 +91,8 @@ fn snapshot_at(files: &SnapshotDir, term: u64, index: u64) -> Spool {
         ..Position::default()
     };
     source.write(&[], &position.to_mark()).unwrap();
-    files.take_in(files.spool_out(&source).unwrap().1).unwrap()
+    let (_, spool) = files.spool_out(source.read().unwrap()).unwrap();
+    files.take_in(spool).unwrap()
 }
 
 #[tokio::test]

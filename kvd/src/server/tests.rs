@@ -167,7 +167,11 @@ impl Service for Fake {
     }
 
     async fn backup(&self) -> Result<(u64, Spool), Reply> {
-        let (_, spool) = self.0.snapshots.spool_out(&self.0.store).unwrap();
+        let (_, spool) = self
+            .0
+            .snapshots
+            .spool_out(self.0.store.read().unwrap())
+            .unwrap();
         Ok((self.state().index, spool))
     }
 

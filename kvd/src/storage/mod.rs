@@ -4,6 +4,7 @@
 //! Everything here blocks, and knows no command, clock, task or socket. One thread applies and one
 //! stores; many read.
 
+mod before;
 mod costs;
 mod filter;
 mod layer;
@@ -16,6 +17,7 @@ pub(crate) mod test_engine;
 mod tests;
 mod waiting;
 
+pub use before::KEPT_BYTES_MAX;
 pub use costs::{Call, Cost, Costs, READS_PER_SAMPLE, Stopwatch};
 pub use kvd_plugin_api::{Caps, Error, ErrorKind, Feed, Flow, Limits, Mark, Op, Range, Result};
 pub use layer::{Layer, Stack};

@@ -6,15 +6,22 @@
 //! one applies, one stores. They may be the same.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
+use super::before::{self, Before, KEPT_BYTES_MAX, SHORT_GETS, Turn};
 use super::waiting::{self, Amount, Steps, Waiting};
-use super::{Caps, Engine, EngineView, Feed, Flow, Layer, Mark, Op, Range, Read, Result, Stack};
+use super::{
+    Caps, Engine, EngineView, Error, ErrorKind, Feed, Flow, Layer, Mark, Op, Range, Read, Result,
+    Stack,
+};
 
 /// An engine with changes over it, for many readers.
 pub struct Store {
     engine: Arc<dyn Engine>,
     shared: Arc<Shared>,
+    /// What may be kept for long reads of an engine without views.
+    kept_bytes_max: usize,
 }
 
 #[derive(Default)]
@@ -29,11 +36,80 @@ struct Table {
     waiting: Waiting,
     /// Of the newest state, applied or stored; none until it is known.
     mark: Option<Arc<Mark>>,
-    /// How many readers of an engine without views know the steps up to each number. What they do
-    /// not know must not get into the engine under them.
-    readers: BTreeMap<u64, usize>,
+    /// The readers of an engine without views, by the number of the newest step that they know.
+    /// What they do not know must not get into the engine under them unseen.
+    readers: BTreeMap<u64, Readers>,
     /// The engine's contents are being replaced: an engine without views has no readers meanwhile.
     replacing: bool,
+}
+
+/// Readers that know the same steps.
+#[derive(Default)]
+struct Readers {
+    /// Those that are waited for: they will have gone soon.
+    short: usize,
+    /// Those for which is kept what the engine had.
+    long: usize,
+    /// The same, but they may fail.
+    optional: usize,
+    before: Arc<Before>,
+}
+
+impl Readers {
+    fn of(&mut self, kind: Kind) -> &mut usize {
+        match kind {
+            Kind::Short => &mut self.short,
+            Kind::Long => &mut self.long,
+            Kind::Optional => &mut self.optional,
+        }
+    }
+}
+
+/// How a reader of an engine without views is treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Short,
+    Long,
+    Optional,
+}
+
+impl Table {
+    /// The number of the newest step that the engine may get, for all that readers know.
+    fn known(&self) -> u64 {
+        let mut waited_for = self.readers.iter().filter(|(_, readers)| {
+            readers.short > 0 || readers.long > 0 && readers.before.is_full()
+        });
+        waited_for.next().map_or(u64::MAX, |(number, _)| *number)
+    }
+
+    /// Those that do not know step `number` and for whom is kept what the engine had.
+    fn kept_for(&self, number: u64) -> Vec<Arc<Before>> {
+        let readers = self.readers.range(..number);
+        let kept = readers.filter(|(_, readers)| {
+            readers.long + readers.optional > 0 && !readers.before.is_full()
+        });
+        kept.map(|(_, readers)| readers.before.clone()).collect()
+    }
+
+    fn kept_bytes(&self) -> usize {
+        let kept = self.readers.values().map(|readers| readers.before.bytes());
+        kept.sum()
+    }
+
+    /// Those for whom nothing more should be kept, since too much is, and whether some of them
+    /// need what there is.
+    fn too_much(&self, bytes_max: usize) -> Option<(Arc<Before>, bool)> {
+        let kept = || {
+            self.readers
+                .values()
+                .filter(|readers| readers.before.bytes() > 0)
+        };
+        if self.kept_bytes() < bytes_max || kept().any(|readers| readers.before.is_full()) {
+            return None;
+        }
+        let most = kept().max_by_key(|readers| readers.before.bytes())?;
+        Some((most.before.clone(), most.long > 0))
+    }
 }
 
 impl Shared {
@@ -52,7 +128,13 @@ impl Store {
         Store {
             engine,
             shared: Arc::default(),
+            kept_bytes_max: KEPT_BYTES_MAX,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn bound_kept(&mut self, bytes_max: usize) {
+        self.kept_bytes_max = bytes_max;
     }
 
     /// The engine, for its names, properties and limits. Its contents may be behind.
@@ -60,9 +142,14 @@ impl Store {
         &self.engine
     }
 
-    /// Whether a [`ReadView`] holds back what is stored as long as it lives.
+    /// Whether a [`ReadView`] holds back what is stored, while it is short.
     pub fn views_block_stores(&self) -> bool {
         !self.engine.caps().contains(Caps::VIEW)
+    }
+
+    /// What is kept for long reads of an engine without views takes this much, about.
+    pub fn kept_bytes(&self) -> usize {
+        self.shared.lock().kept_bytes()
     }
 
     /// How much waits for the engine.
@@ -72,15 +159,16 @@ impl Store {
 
     /// A consistent read of the newest state.
     ///
-    /// With an engine without views it holds back what is stored later: keep it short, and never
-    /// wait for anything to be stored while it lives.
+    /// With an engine without views it holds back what is stored later, until it has read more
+    /// than a little: then what the engine had is kept for it. So never wait for anything to be
+    /// stored while it lives.
     ///
     /// # Errors
     ///
     /// The engine's own failure.
     pub fn read(&self) -> Result<ReadView> {
         if self.views_block_stores() {
-            return self.read_pinned();
+            return self.read_pinned(Kind::Short);
         }
         // First the steps, then the engine: it may have some of them by then, and none beyond them
         // unless it has them all.
@@ -94,23 +182,42 @@ impl Store {
         })
     }
 
-    fn read_pinned(&self) -> Result<ReadView> {
+    /// The same for what takes its time and may be begun anew, as a snapshot: nothing waits for it
+    /// at all. It fails where more than [`KEPT_BYTES_MAX`] would have to be kept for it.
+    ///
+    /// # Errors
+    ///
+    /// The engine's own failure.
+    pub fn read_at_length(&self) -> Result<ReadView> {
+        if self.views_block_stores() {
+            return self.read_pinned(Kind::Optional);
+        }
+        self.read()
+    }
+
+    fn read_pinned(&self, kind: Kind) -> Result<ReadView> {
         let mut table = self.shared.lock();
         while table.replacing {
             table = self.shared.wait(table);
         }
         let mark = self.newest_mark(&mut table)?;
         let number = table.waiting.number();
-        *table.readers.entry(number).or_default() += 1;
+        let readers = table.readers.entry(number).or_default();
+        *readers.of(kind) += 1;
+        let before = readers.before.clone();
         Ok(ReadView {
             steps: table.waiting.steps().clone(),
             stored: 0,
             source: Source::Pinned {
                 engine: self.engine.clone(),
                 mark,
-                _pin: Pin {
+                pin: Pin {
                     shared: self.shared.clone(),
                     number,
+                    before,
+                    optional: kind == Kind::Optional,
+                    long: AtomicBool::new(false),
+                    gets: AtomicUsize::new(0),
                 },
             },
         })
@@ -176,15 +283,20 @@ impl Store {
     ///
     /// The engine's own failure; nothing more may be stored after one.
     pub fn store_some(&self, wanted: u64) -> Result<bool> {
-        let steps = {
+        let (steps, readers) = {
             let mut table = self.shared.lock();
             loop {
-                let known = table.readers.first_key_value();
-                let known = known.map_or(u64::MAX, |(number, _)| *number);
+                if let Some((before, needed)) = table.too_much(self.kept_bytes_max) {
+                    drop(table);
+                    before.keep_no_more(needed);
+                    table = self.shared.lock();
+                }
+                let known = table.known();
                 let steps = table.waiting.take(wanted, known);
                 let oldest = table.waiting.steps().first();
                 if !steps.is_empty() || oldest.is_none_or(|step| step.first > wanted) {
-                    break steps;
+                    let newest = steps.last().map_or(0, |step| step.number);
+                    break (steps, table.kept_for(newest));
                 }
                 table = self.shared.wait(table);
             }
@@ -194,14 +306,20 @@ impl Store {
         };
         crash_point!("store_taken");
         match &steps[..] {
-            [step] => self.write_to_engine(&step.layer.ops(), &step.mark)?,
-            _ => self.write_to_engine(&waiting::join(&steps).ops(), &newest.mark)?,
+            [step] => self.write_under(&readers, &step.layer.ops(), &step.mark)?,
+            _ => self.write_under(&readers, &waiting::join(&steps).ops(), &newest.mark)?,
         }
         let before = self.shared.lock().waiting.stored();
         crash_point!("store_dropped");
         // Only now, outside of the lock.
         drop(before);
         Ok(true)
+    }
+
+    fn write_under(&self, readers: &[Arc<Before>], batch: &[Op<'_>], mark: &Mark) -> Result<()> {
+        before::write_under(readers, &*self.engine, batch, || {
+            self.write_to_engine(batch, mark)
+        })
     }
 
     fn write_to_engine(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
@@ -222,15 +340,17 @@ impl Store {
         Ok(())
     }
 
-    /// Gives the engine changes that no reader sees, with the mark that it has. For the one thread
-    /// that stores.
+    /// Gives the engine changes that no reader of the newest state sees, with the mark that the
+    /// engine has. For the one thread that stores.
     ///
     /// # Errors
     ///
     /// As for [`store_some`](Self::store_some).
     pub fn store_unseen(&self, batch: &[Op<'_>]) -> Result<()> {
         let mark = self.engine.mark()?;
-        self.write_to_engine(batch, &mark)
+        // Long readers may be of a state before.
+        let readers = self.shared.lock().kept_for(u64::MAX);
+        self.write_under(&readers, batch, &mark)
     }
 
     /// Applies one batch and stores it, for whoever is alone with the store; see
@@ -329,14 +449,58 @@ enum Source {
     Pinned {
         engine: Arc<dyn Engine>,
         mark: Arc<Mark>,
-        _pin: Pin,
+        pin: Pin,
     },
 }
 
-/// Keeps from the engine what a reader does not know.
+/// One reader of an engine without views.
 struct Pin {
     shared: Arc<Shared>,
     number: u64,
+    before: Arc<Before>,
+    optional: bool,
+    long: AtomicBool,
+    gets: AtomicUsize,
+}
+
+impl Pin {
+    fn kind(&self) -> Kind {
+        match (self.optional, self.long.load(Ordering::Relaxed)) {
+            (true, _) => Kind::Optional,
+            (false, true) => Kind::Long,
+            (false, false) => Kind::Short,
+        }
+    }
+
+    /// Nobody waits for this reader any more, if anybody did.
+    fn become_long(&self) {
+        if self.optional || self.long.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut table = self.shared.lock();
+        // Several threads may read.
+        if self.long.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let readers = table.readers.get_mut(&self.number);
+        let readers = readers.expect("this one is among them");
+        readers.short -= 1;
+        readers.long += 1;
+        self.shared.changed.notify_all();
+    }
+
+    /// Begins a turn, in which `engine` is read as it was when the reader came.
+    fn turn<'a>(&'a self, engine: &'a dyn Engine) -> Result<Turn<'a>> {
+        let turn = Turn::begin(engine, &self.before);
+        if self.optional && self.before.is_full() {
+            let mib = KEPT_BYTES_MAX >> 20;
+            return Err(Error::new(
+                ErrorKind::Other,
+                format!("more than {mib} MiB were changed while it was read: begin anew"),
+            ));
+        }
+        Ok(turn)
+    }
 }
 
 impl Drop for Pin {
@@ -344,11 +508,15 @@ impl Drop for Pin {
         let mut table = self.shared.lock();
         let readers = table.readers.get_mut(&self.number);
         let readers = readers.expect("this one is among them");
-        *readers -= 1;
-        if *readers == 0 {
-            table.readers.remove(&self.number);
-            self.shared.changed.notify_all();
+        *readers.of(self.kind()) -= 1;
+        let mut gone = None;
+        if readers.short + readers.long + readers.optional == 0 {
+            gone = table.readers.remove(&self.number);
         }
+        self.shared.changed.notify_all();
+        drop(table);
+        // Much may be kept for it: not under the lock.
+        drop(gone);
     }
 }
 
@@ -362,21 +530,55 @@ impl ReadView {
         }
     }
 
-    fn stack(&self) -> Stack<'_, Arc<waiting::Step>> {
-        let base: &dyn Read = match &self.source {
-            Source::View(view) => &**view,
-            Source::Pinned { engine, .. } => &**engine,
-        };
+    /// The steps that are not in the source.
+    fn over<'a>(&'a self, base: &'a dyn Read) -> Stack<'a, Arc<waiting::Step>> {
         Stack::new(base, &self.steps[self.stored..])
     }
 }
 
 impl Read for ReadView {
     fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        self.stack().get(key, out)
+        let (engine, pin) = match &self.source {
+            Source::View(view) => return self.over(&**view).get(key, out),
+            Source::Pinned { engine, pin, .. } => (engine, pin),
+        };
+        if pin.gets.fetch_add(1, Ordering::Relaxed) == SHORT_GETS {
+            pin.become_long();
+        }
+        let turn = pin.turn(&**engine)?;
+        self.over(&turn).get(key, out)
     }
 
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
-        self.stack().scan(range, out)
+        let (engine, pin) = match &self.source {
+            Source::View(view) => return self.over(&**view).scan(range, out),
+            Source::Pinned { engine, pin, .. } => (engine, pin),
+        };
+        let mut edge: Option<Vec<u8>> = None;
+        loop {
+            let rest = match (&edge, range.reverse) {
+                (None, _) => range,
+                (Some(edge), false) => Range {
+                    from: edge,
+                    ..range
+                },
+                (Some(edge), true) => Range {
+                    to: Some(edge),
+                    ..range
+                },
+            };
+            let turn = pin.turn(&**engine)?;
+            let mut show = |key: &[u8], value: &[u8]| turn.show(key, value, out);
+            self.over(&turn).scan(rest, &mut show)?;
+            let Some(mut last) = turn.edge() else {
+                return Ok(());
+            };
+            if !range.reverse {
+                // The first key behind it.
+                last.push(0);
+            }
+            edge = Some(last);
+            pin.become_long();
+        }
     }
 }

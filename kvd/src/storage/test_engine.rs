@@ -1,5 +1,8 @@
 //! An engine in memory whose writes a test does in its own way.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::{
     Caps, Engine, EngineView, Error, Feed, Flow, Limits, Mark, MemoryEngine, Op, Range, Read,
     Result,
@@ -13,6 +16,8 @@ pub(crate) struct TestEngine {
     pub(crate) memory: MemoryEngine,
     caps: Caps,
     write: Box<Write>,
+    /// The most entries that it had to show at once.
+    pub(crate) longest_scan: Arc<AtomicUsize>,
 }
 
 impl TestEngine {
@@ -24,6 +29,7 @@ impl TestEngine {
             memory: MemoryEngine::new(),
             caps,
             write: Box::new(write),
+            longest_scan: Arc::default(),
         }
     }
 }
@@ -34,7 +40,13 @@ impl Read for TestEngine {
     }
 
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
-        self.memory.scan(range, out)
+        let mut shown = 0;
+        let scanned = self.memory.scan(range, &mut |key, value| {
+            shown += 1;
+            out(key, value)
+        });
+        self.longest_scan.fetch_max(shown, Ordering::Relaxed);
+        scanned
     }
 }
 

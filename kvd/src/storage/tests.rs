@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use super::test_engine::TestEngine;
 use super::*;
 
+mod long_reads;
+
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// A change that owns its bytes.
@@ -412,16 +414,25 @@ fn looks_like(read: &dyn Read, model: &Model) {
     }
 }
 
-/// Whatever is stored when, reads see all that was applied, and a view what it saw at first.
-fn a_store_reads_as_if_nothing_waited(caps: Caps, steps: &[Step]) {
+/// Whatever is stored when, reads see all that was applied, and a view, perhaps a long one, what it
+/// saw at first.
+fn a_store_reads_as_if_nothing_waited(caps: Caps, at_length: bool, steps: &[Step]) {
     let memory = Arc::new(MemoryEngine::with_caps(caps));
     let store = Store::new(memory.clone());
     let (mut model, mut index) = (Model::new(), 0);
     let mut views: Vec<(ReadView, Mark, Model)> = Vec::new();
+    let open = |store: &Store| match at_length {
+        true => store.read_at_length().unwrap(),
+        false => store.read().unwrap(),
+    };
     for step in steps {
         // Who stores would wait for ever for the views of this thread.
-        let waits = !caps.contains(Caps::VIEW);
-        if waits && matches!(step, Step::Store | Step::StoreAll | Step::Replace) {
+        let waits = match step {
+            Step::Store | Step::StoreAll => !at_length,
+            Step::Replace => true,
+            _ => false,
+        };
+        if waits && !caps.contains(Caps::VIEW) {
             views.clear();
         }
         match step {
@@ -446,7 +457,7 @@ fn a_store_reads_as_if_nothing_waited(caps: Caps, steps: &[Step]) {
                 looks_like(&**store.engine(), &model);
             }
             Step::Unseen => store.store_unseen(&[]).unwrap(),
-            Step::Open => views.push((store.read().unwrap(), store.mark().unwrap(), model.clone())),
+            Step::Open => views.push((open(&store), store.mark().unwrap(), model.clone())),
             Step::Look => {
                 looks_like(&store.latest(), &model);
                 looks_like(&store.read().unwrap(), &model);
@@ -480,17 +491,22 @@ proptest! {
 
     #[test]
     fn a_store_with_views_reads_as_if_nothing_waited(steps in prop::collection::vec(step(), 1..80)) {
-        a_store_reads_as_if_nothing_waited(Caps::DURABLE.with(Caps::VIEW), &steps);
+        a_store_reads_as_if_nothing_waited(Caps::DURABLE.with(Caps::VIEW), false, &steps);
     }
 
     #[test]
     fn a_store_without_views_reads_as_if_nothing_waited(steps in prop::collection::vec(step(), 1..80)) {
-        a_store_reads_as_if_nothing_waited(Caps::DURABLE, &steps);
+        a_store_reads_as_if_nothing_waited(Caps::DURABLE, false, &steps);
+    }
+
+    #[test]
+    fn a_store_without_views_reads_at_length_as_if_nothing_waited(steps in prop::collection::vec(step(), 1..80)) {
+        a_store_reads_as_if_nothing_waited(Caps::DURABLE, true, &steps);
     }
 
     #[test]
     fn a_volatile_store_reads_as_if_nothing_waited(steps in prop::collection::vec(step(), 1..80)) {
-        a_store_reads_as_if_nothing_waited(Caps::VIEW, &steps);
+        a_store_reads_as_if_nothing_waited(Caps::VIEW, false, &steps);
     }
 }
 
