@@ -60,6 +60,7 @@ pub fn built() -> &'static Path {
             ])
             .args(["-p", "kvd-redb", "-p", "kvd-sled"])
             .args(["-p", "kvd-fjall", "-p", "kvd-memory"])
+            .args(["-p", "kvd-files"])
             .status()
             .expect("cargo runs");
         assert!(status.success(), "the build of kvd and its plugins failed");

@@ -164,7 +164,7 @@ fn a_crate_is_not_written_over_another_nor_under_a_wrong_name() {
 #[test]
 fn the_shipped_engines_keep_the_contract_as_libraries() {
     let _alone = alone();
-    for name in ["memory", "redb", "sled", "fjall"] {
+    for name in ["files", "memory", "redb", "sled", "fjall"] {
         let library = built().join(format!("libkvd_{name}.so"));
         let (code, said) = check(&library, &["--crash", "3"]);
         assert_eq!(code, Some(exit::OK), "{said}");
