@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kvd::doors::{Random, Wake, Workers, spawn};
-use kvd::raft::log::{Body, Flushed, Journal, JournalState, MemoryDisk, MemoryJournal, Visit};
+use kvd::raft::log::{
+    Body, Flushed, Journal, JournalState, MemoryDisk, MemoryJournal, SyncJob, Visit,
+};
 use kvd::raft::{LogId, Vote};
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -182,6 +184,19 @@ impl Journal for SimJournal {
             done(Ok(()));
         });
         Ok(())
+    }
+
+    fn write_out(&mut self, _bytes_max: usize) -> io::Result<Option<SyncJob>> {
+        let late = planted(Plant::EarlySync) || planted(Plant::EarlyTruncation);
+        if late || self.random.next().is_multiple_of(4) {
+            return Ok(None);
+        }
+        let disk = self.disk.clone();
+        let end = disk.lock().unwrap().end();
+        Ok(Some(Box::new(move || {
+            disk.lock().unwrap().sync(end);
+            Ok(())
+        })))
     }
 
     fn read(&self, from: u64, to: u64, visit: Visit<'_>) -> io::Result<()> {

@@ -1,31 +1,13 @@
-//! Where the log's records go: files, or memory that forgets what was not flushed.
+//! What a log needs of the place where its records go, and one in memory that forgets what was not
+//! flushed.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use raft_log::RaftLog;
-use raft_log::api::raft_log_writer::RaftLogWriter as _;
-
-use super::record::{Body, Callback, Id, LogTypes, StoredVote};
+use super::record::Body;
 use crate::raft::types::{LogId, Vote};
-
-/// A chunk of the log becomes removable as a whole, so chunks are small against the bound on the
-/// log; each one that is open costs a file descriptor, and the newest one its size in memory.
-pub(super) const CHUNK_BYTES: usize = 16 << 20;
-
-/// Recent entries stay in memory for replication and apply.
-pub(super) const CACHE_BYTES: usize = 64 << 20;
-
-/// Many small entries must not make the cache much larger than its bytes.
-pub(super) const CACHE_ENTRIES: usize = 256 * 1024;
-
-/// Read-ahead when a chunk is decoded at start.
-pub(super) const READ_BUFFER_BYTES: usize = 1 << 20;
 
 /// What a log remembers beside its entries.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,6 +24,9 @@ pub struct JournalState {
 
 /// Ends one flush.
 pub type Flushed = Box<dyn FnOnce(io::Result<()>) + Send>;
+
+/// Makes durable what was written before; takes as long as the disk does.
+pub type SyncJob = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// Visits entries in order until told to stop.
 pub type Visit<'a> = &'a mut dyn FnMut(LogId, &Body) -> ControlFlow<()>;
@@ -91,6 +76,18 @@ pub trait Journal: Send + Sync {
     /// Nothing was begun.
     fn flush(&mut self, done: Flushed) -> io::Result<()>;
 
+    /// Another way to flush, where what has come since the last one is at most `bytes_max` long:
+    /// writes it, and leaves the sync to the caller, who must carry it out before the next flush.
+    /// None where that cannot be; nothing has been done then.
+    ///
+    /// # Errors
+    ///
+    /// Writing failed.
+    fn write_out(&mut self, bytes_max: usize) -> io::Result<Option<SyncJob>> {
+        let _ = bytes_max;
+        Ok(None)
+    }
+
     /// Visits the entries with `from <= index < to`.
     ///
     /// # Errors
@@ -103,128 +100,6 @@ pub trait Journal: Send + Sync {
 
     /// How many bytes the log takes.
     fn bytes(&self) -> u64;
-}
-
-/// A journal in files.
-pub struct FileJournal {
-    /// Absent only while it is being dropped.
-    log: Option<RaftLog<LogTypes>>,
-}
-
-thread_local! {
-    /// This thread is the crate's own, and calls back from a flush.
-    static FLUSHING: Cell<bool> = const { Cell::new(false) };
-}
-
-impl FileJournal {
-    fn log(&self) -> &RaftLog<LogTypes> {
-        self.log.as_ref().expect("present until it is dropped")
-    }
-
-    fn log_mut(&mut self) -> &mut RaftLog<LogTypes> {
-        self.log.as_mut().expect("present until it is dropped")
-    }
-}
-
-impl Drop for FileJournal {
-    fn drop(&mut self) {
-        let log = self.log.take();
-        if FLUSHING.get() {
-            // Closing waits for the crate's thread, which cannot wait for itself.
-            let closing = std::thread::Builder::new().name("kvd-log-close".to_owned());
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "it only waits for another thread"
-            )]
-            if let Err(error) = closing.spawn(move || drop(log)) {
-                tracing::warn!(%error, "the log could not be closed in order");
-            }
-        }
-    }
-}
-
-impl FileJournal {
-    /// Opens the files of a directory; an unfinished record at the very end is cut off.
-    ///
-    /// # Errors
-    ///
-    /// Another process has them, they are damaged, or reading failed.
-    pub fn open(dir: &Path) -> io::Result<Self> {
-        let mut config = raft_log::Config::new(dir.display());
-        config.log_cache_capacity = Some(CACHE_BYTES);
-        config.log_cache_max_items = Some(CACHE_ENTRIES);
-        config.wal.chunk_max_size = Some(CHUNK_BYTES);
-        config.wal.read_buffer_size = Some(READ_BUFFER_BYTES);
-        // Waiting for company is done by the store: what comes during a flush shares the next.
-        config.wal.flush_batch_wait = Some(Duration::ZERO);
-        Ok(FileJournal {
-            log: Some(RaftLog::open(Arc::new(config))?),
-        })
-    }
-}
-
-impl Journal for FileJournal {
-    fn append(&mut self, id: LogId, body: Body) -> io::Result<()> {
-        #[cfg(feature = "failpoints")]
-        let chunks = self.log().stat().closed_chunks.len();
-        self.log_mut().append([(Id(id), body)])?;
-        #[cfg(feature = "failpoints")]
-        if self.log().stat().closed_chunks.len() > chunks {
-            crash_point!("log_chunk_closed");
-        }
-        Ok(())
-    }
-
-    fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
-        self.log_mut()
-            .truncate(last.map_or(0, |id| id.index + 1))
-            .map(drop)
-    }
-
-    fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        self.log_mut().purge(Id(upto)).map(drop)
-    }
-
-    fn save_vote(&mut self, vote: Vote) -> io::Result<()> {
-        self.log_mut().save_vote(StoredVote(vote)).map(drop)
-    }
-
-    fn save_committed(&mut self, committed: LogId) -> io::Result<()> {
-        self.log_mut().commit(Id(committed)).map(drop)
-    }
-
-    fn flush(&mut self, done: Flushed) -> io::Result<()> {
-        let done = move |result| {
-            FLUSHING.set(true);
-            done(result);
-            FLUSHING.set(false);
-        };
-        self.log_mut().flush(true, Some(Callback(Box::new(done))))
-    }
-
-    fn read(&self, from: u64, to: u64, visit: Visit<'_>) -> io::Result<()> {
-        for entry in self.log().read(from, to) {
-            let (id, body) = entry?;
-            if visit(id.0, &body).is_break() {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    fn state(&self) -> JournalState {
-        let state = self.log().log_state();
-        JournalState {
-            vote: state.vote().map(|vote| vote.0),
-            last: state.last().map(|id| id.0),
-            committed: state.committed().map(|id| id.0),
-            purged: state.purged().map(|id| id.0),
-        }
-    }
-
-    fn bytes(&self) -> u64 {
-        self.log().on_disk_size()
-    }
 }
 
 /// A journal in memory. Its disk outlives it: a new journal over the same disk finds what had been

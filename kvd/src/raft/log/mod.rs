@@ -9,7 +9,9 @@
 //! and the process is told to end. The operating system may already have dropped the pages that
 //! it failed to write, so a second sync would report success for data that is gone.
 
+mod chunk;
 mod copy;
+mod files;
 mod format;
 mod hold;
 mod journal;
@@ -20,9 +22,10 @@ mod scan;
 mod store;
 
 pub use copy::{copy, exists};
+pub use files::FileJournal;
 pub use format::{Identity, OpenError};
 pub use hold::{HELD_LOGS_MAX, HELD_TIME_MAX, Hold};
-pub use journal::{FileJournal, Flushed, Journal, JournalState, MemoryDisk, MemoryJournal, Visit};
+pub use journal::{Flushed, Journal, JournalState, MemoryDisk, MemoryJournal, SyncJob, Visit};
 pub use rebuild::{Contents, rebuild};
 pub use record::Body;
 pub use restart::{RestartError, RestartState, check_restart};

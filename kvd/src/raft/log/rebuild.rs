@@ -5,8 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
+use super::files::FileJournal;
 use super::format::{self, Identity, OpenError};
-use super::journal::{FileJournal, Journal, JournalState};
+use super::journal::{Journal, JournalState};
 use super::record::Body;
 use super::store::CHUNKS;
 use crate::data_dir::sync_dir;

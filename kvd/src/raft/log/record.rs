@@ -1,6 +1,6 @@
 //! What the log's files hold, and how.
 //!
-//! `raft-log` frames each record and guards it with a checksum, but its own length fields are
+//! The code of `raft-log` frames each record and guards it with a checksum, but its length fields are
 //! guarded only by what follows them: a damaged length that points past the end of the file looks
 //! like a torn tail, and everything after it would be cut off in silence. So an entry begins with
 //! a checksum of its length:

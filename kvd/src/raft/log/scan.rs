@@ -124,7 +124,7 @@ pub fn scan(dir: &Path, visit: &mut dyn FnMut(&Record)) -> io::Result<Scan> {
 }
 
 /// The files of a log in order, each with the offset in the whole log at which it begins.
-fn chunks(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+pub(super) fn chunks(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut files = Vec::new();
     for file in fs::read_dir(dir)? {
         let file = file?.path();

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use openraft::EntryPayload;
 use openraft::storage::RaftLogStorageExt as _;
 
-use super::super::journal::{Flushed, MemoryDisk, MemoryJournal, Visit};
+use super::super::journal::{Flushed, MemoryDisk, MemoryJournal, SyncJob, Visit};
 use super::*;
 use crate::raft::types::{Proposal, log_id};
 
@@ -317,6 +317,83 @@ async fn appends_during_a_flush_share_the_next_one() {
 }
 
 #[tokio::test]
+async fn a_short_append_can_be_durable_when_it_returns() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).unwrap();
+    log.append([entry(1, 0)], IOFlushed::noop()).await.unwrap();
+    log.wait_flushed(0).await.unwrap();
+    log.sync_in_place(true);
+    for index in 1..10 {
+        log.append([entry(1, index)], IOFlushed::noop())
+            .await
+            .unwrap();
+        assert_eq!(log.flushed(), index + 1);
+    }
+    let long = Entry {
+        log_id: log_id(1, 10),
+        payload: EntryPayload::Normal(Proposal::new(Bytes::from(vec![1; SYNCED_IN_PLACE_MAX]))),
+    };
+    log.blocking_append([long]).await.unwrap();
+    assert_eq!(log.phases().fsync.count(), 11);
+    drop(log);
+    let mut log = open(dir.path()).unwrap();
+    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 11);
+}
+
+/// A journal whose syncs in place fail.
+struct Failing(MemoryJournal);
+
+impl Journal for Failing {
+    fn append(&mut self, id: LogId, body: Body) -> io::Result<()> {
+        self.0.append(id, body)
+    }
+    fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        self.0.truncate_after(last)
+    }
+    fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        self.0.purge(upto)
+    }
+    fn save_vote(&mut self, vote: Vote) -> io::Result<()> {
+        self.0.save_vote(vote)
+    }
+    fn save_committed(&mut self, committed: LogId) -> io::Result<()> {
+        self.0.save_committed(committed)
+    }
+    fn flush(&mut self, _done: Flushed) -> io::Result<()> {
+        panic!("nothing is flushed after a failure")
+    }
+    fn write_out(&mut self, _bytes_max: usize) -> io::Result<Option<SyncJob>> {
+        Ok(Some(Box::new(|| Err(io::Error::other("no such luck")))))
+    }
+    fn read(&self, from: u64, to: u64, visit: Visit<'_>) -> io::Result<()> {
+        self.0.read(from, to, visit)
+    }
+    fn state(&self) -> JournalState {
+        self.0.state()
+    }
+    fn bytes(&self) -> u64 {
+        self.0.bytes()
+    }
+}
+
+#[tokio::test]
+async fn a_failed_sync_in_place_ends_the_log() {
+    let told = Arc::new(AtomicUsize::new(0));
+    let count = told.clone();
+    let fatal: OnFatal = Arc::new(move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let journal = Failing(MemoryJournal::open(MemoryDisk::default()));
+    let mut log = LogStore::over(Box::new(journal), fatal);
+    log.sync_in_place(true);
+    assert!(log.blocking_append([entry(1, 0)]).await.is_err());
+    assert_eq!(log.flushed(), 0);
+    assert!(log.save_vote(&Vote::new(2, 9)).await.is_err());
+    assert!(log.wait_flushed(0).await.is_err());
+    assert_eq!(told.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
 async fn a_failed_flush_ends_the_log() {
     let told = Arc::new(AtomicUsize::new(0));
     let (flushes, begun) = mpsc::channel();
@@ -385,7 +462,7 @@ fn large(term: u64, index: u64) -> Entry {
 
 #[tokio::test]
 async fn a_tail_longer_than_the_cache_is_truncated_and_written_anew() {
-    let count = (super::super::journal::CACHE_BYTES >> 20) as u64 + 10;
+    let count = (super::super::chunk::CACHE_BYTES >> 20) as u64 + 10;
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path()).unwrap();
     log.save_vote(&Vote::new_committed(1, 9)).await.unwrap();
