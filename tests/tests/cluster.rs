@@ -508,3 +508,36 @@ fn the_phases_of_a_write_are_told_apart() {
         assert!(phase(follower, name) > 0.0, "{name}");
     }
 }
+
+/// A cluster of one reads without asking anyone. That ends before another voter could have
+/// committed something, and begins again when the last other voter is out.
+#[test]
+fn a_node_reads_on_its_own_only_while_it_is_the_only_voter() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut nodes = vec![Node::new(temp.path(), "node0", "memory").with(&["--hold", "1000"])];
+    nodes.push(Node::new(temp.path(), "node1", "memory"));
+    for node in &mut nodes {
+        node.start();
+    }
+    let mut client = nodes[0].client();
+    assert_eq!(client.call(&["SET", "key", "value"]), Reply::Ok);
+    assert_eq!(client.call(&["GET", "key"]), Reply::bulk("value"));
+    let again = nodes[1].raft_addr();
+    assert_eq!(client.call(&["JOIN", "node1", &again]), Reply::Ok);
+    assert_eq!(client.call(&["GET", "key"]), Reply::bulk("value"));
+    nodes[1].pause();
+    match client.call(&["GET", "key"]) {
+        Reply::Error(text) => assert!(text.starts_with("CLUSTERDOWN"), "{text}"),
+        other => panic!("a leader without a majority answered {other:?}"),
+    }
+    nodes[1].resume();
+    until("both are there again", || {
+        nodes[0].client().call(&["GET", "key"]) == Reply::bulk("value")
+    });
+    let mut client = nodes[0].client();
+    assert_eq!(client.call(&["LEAVE", "node1"]), Reply::Ok);
+    nodes[1].kill();
+    assert_eq!(client.call(&["SET", "key", "other"]), Reply::Ok);
+    assert_eq!(client.call(&["GET", "key"]), Reply::bulk("other"));
+}

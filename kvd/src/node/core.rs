@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use openraft::metrics::RaftServerMetrics;
+use openraft::type_config::alias::WatchReceiverOf;
 use openraft::type_config::async_runtime::watch::WatchReceiver as _;
 use openraft::{Instant as _, ServerState};
 use tokio::sync::watch;
@@ -22,7 +24,7 @@ use crate::doors::{Doors, NodeScope};
 use crate::raft::log::LogStore;
 use crate::raft::state_machine::{Observer, StateMachine};
 use crate::raft::transport::{CallError, RequestClient};
-use crate::raft::{Member, NodeId, Raft};
+use crate::raft::{Member, NodeId, Raft, TypeConfig};
 use crate::resp::Reply;
 
 /// Who leads, as far as this node knows.
@@ -49,6 +51,9 @@ pub(super) enum AskError {
     Lost,
 }
 
+/// Raft's news of leader and membership.
+pub(super) type ServerNews = WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>;
+
 pub(super) struct Core {
     pub(super) id: NodeId,
     pub(super) cluster: u128,
@@ -71,6 +76,8 @@ pub(super) struct Core {
     /// One membership change at a time.
     pub(super) change: tokio::sync::Mutex<()>,
     pub(super) leadership: watch::Sender<Leadership>,
+    /// What Raft itself says last of its leader and its membership.
+    pub(super) news: ServerNews,
     /// The state is no older than of this moment.
     pub(super) fresh_at: Mutex<Option<Instant>>,
     pub(super) disk: Arc<DiskGuard>,
@@ -107,10 +114,32 @@ impl Core {
         self.leadership.subscribe()
     }
 
+    /// The term that this node leads as the only voter, if it does.
+    ///
+    /// Then no other node can be elected or commit anything without it. What Raft says here may be
+    /// older than what it has just done, but never by more than one change of the membership: it
+    /// says what it knows before it takes on the next message. The change that gives it company,
+    /// a joint one, still needs its vote for everything, and so does the membership of two behind
+    /// it; one with which others could do without it needs another change again.
+    pub(super) fn alone(&self) -> Option<u64> {
+        let news = self.news.borrow_watched();
+        let leads = news.state == ServerState::Leader && news.current_leader == Some(self.id);
+        let configs = news.membership_config.membership().get_joint_config();
+        let [voters] = &configs[..] else { return None };
+        let alone = voters.len() == 1 && voters.contains(&self.id);
+        (leads && alone).then_some(news.vote.leader_id.term)
+    }
+
     /// Follows Raft's own news until it stops.
     pub(super) async fn run_leadership(self: Arc<Self>) {
         let mut metrics = self.raft.server_metrics();
         loop {
+            // Without other members Raft's thread waits for this node and nothing else.
+            let alone = self.alone().is_some() && {
+                let news = metrics.borrow_watched();
+                news.membership_config.membership().nodes().count() == 1
+            };
+            self.log.sync_in_place(alone);
             let now = {
                 let metrics = metrics.borrow_watched();
                 let term = metrics.vote.leader_id.term;

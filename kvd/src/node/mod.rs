@@ -825,6 +825,7 @@ impl Shared {
             recovered: AtomicBool::new(false),
             change: tokio::sync::Mutex::new(()),
             leadership: watch::Sender::new(Leadership::Nobody),
+            news: raft.server_metrics(),
             fresh_at: Mutex::new(None),
             disk: self.disk.clone(),
             moved: self.moved.clone(),
@@ -964,18 +965,16 @@ impl Shared {
 
     /// Ends the process when Raft has stopped by itself: a node without it must not look alive.
     async fn watch_raft(self: Arc<Self>, core: Arc<Core>) {
-        let mut metrics = core.raft.metrics();
-        loop {
-            let state = metrics.borrow_watched().running_state.clone();
-            if let Err(error) = state {
-                if !*self.stopped.borrow() && !*self.stopping.borrow() {
-                    (self.fatal)(crate::exit::PANIC, &format!("raft has stopped: {error}"));
-                }
-                return;
-            }
-            if metrics.changed().await.is_err() {
-                return;
-            }
+        // It says why among the news that come with every step, and lets go of those that come
+        // seldom when it ends.
+        let mut seldom = core.raft.server_metrics();
+        while seldom.changed().await.is_ok() {}
+        let state = core.raft.metrics().borrow_watched().running_state.clone();
+        if let Err(error) = state
+            && !*self.stopped.borrow()
+            && !*self.stopping.borrow()
+        {
+            (self.fatal)(crate::exit::PANIC, &format!("raft has stopped: {error}"));
         }
     }
 }

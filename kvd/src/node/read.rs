@@ -18,6 +18,7 @@ use crate::doors;
 use crate::outcome;
 use crate::raft::entry::GroupBuilder;
 use crate::raft::position::Position;
+use crate::raft::state_machine::Progress;
 use crate::resp::Reply;
 
 /// Rounds that may be under way at once.
@@ -62,6 +63,24 @@ impl Core {
     async fn read_linearizable(&self) -> Result<Reading, Reply> {
         let deadline = Instant::now() + self.settings.hold;
         let down = outcome::cluster_down;
+        let point = match self.point_alone() {
+            Some(point) => point,
+            None => self.wait_for_round(deadline).await.ok_or_else(down)?,
+        };
+        self.applied(point.index, deadline).await.ok_or_else(down)?;
+        self.reading(point.time_ms)
+    }
+
+    /// From where a read is linearizable while nobody else can lead or commit anything.
+    fn point_alone(&self) -> Option<ReadPoint> {
+        let term = self.alone()?;
+        // What is committed was flushed here before anyone could know of it.
+        let index = self.log.flushed().saturating_sub(1);
+        let time_ms = self.leader_time(term);
+        Some(ReadPoint { index, time_ms })
+    }
+
+    async fn wait_for_round(&self, deadline: Instant) -> Option<ReadPoint> {
         let (done, wait) = oneshot::channel();
         self.barrier
             .waiting
@@ -69,17 +88,21 @@ impl Core {
             .expect("no panic while held")
             .push(done);
         self.barrier.wake.notify_one();
-        let point = match timeout_at(deadline, wait).await {
-            Ok(Ok(Some(point))) => point,
-            _ => return Err(down()),
-        };
+        match timeout_at(deadline, wait).await {
+            Ok(Ok(point)) => point,
+            _ => None,
+        }
+    }
+
+    /// Waits until the entry at `index` is applied.
+    async fn applied(&self, index: u64, deadline: Instant) -> Option<Progress> {
         let mut progress = self.machine.progress();
-        let applied = timeout_at(
-            deadline,
-            progress.wait_for(|progress| progress.index >= point.index),
-        );
-        applied.await.map_err(|_| down())?.map_err(|_| down())?;
-        self.reading(point.time_ms)
+        if progress.borrow().index >= index {
+            return Some(*progress.borrow());
+        }
+        let applied = timeout_at(deadline, progress.wait_for(|now| now.index >= index));
+        let reached = applied.await.ok()?.ok()?;
+        Some(*reached)
     }
 
     async fn read_local(&self, after: u64) -> Result<Reading, Reply> {
@@ -90,15 +113,9 @@ impl Core {
             return Err(outcome::stale());
         }
         let deadline = Instant::now() + self.settings.hold;
-        let mut progress = self.machine.progress();
-        let applied = timeout_at(
-            deadline,
-            progress.wait_for(|progress| progress.index >= after),
-        );
-        let now_ms = match applied.await {
-            Ok(Ok(progress)) => progress.time_ms + progress.at.elapsed().as_millis() as u64,
-            _ => return Err(outcome::cluster_down()),
-        };
+        let progress = self.applied(after, deadline).await;
+        let progress = progress.ok_or_else(outcome::cluster_down)?;
+        let now_ms = progress.time_ms + progress.at.elapsed().as_millis() as u64;
         self.reading(now_ms)
     }
 
@@ -205,6 +222,9 @@ impl Core {
 
     /// Confirms this node's leadership with a majority.
     pub(super) async fn confirm(&self) -> Option<ReadPoint> {
+        if let Some(point) = self.point_alone() {
+            return Some(point);
+        }
         let linearizer = self
             .raft
             .get_read_linearizer(ReadPolicy::ReadIndex)
