@@ -1,7 +1,7 @@
 //! How a client's group of commands comes into the log, from whichever node the client spoke to.
 //!
 //! One queue takes the groups of all connections. Where this node leads, all that waits becomes one
-//! entry, up to the limits below; while entries are in flight, the next gathers. Where another
+//! entry, up to the limits below; until it is committed, the next gathers. Where another
 //! node leads, all that waits is forwarded to it in one request, together with the term it must
 //! still lead. Where nobody leads, groups are held for a bounded time.
 //!
@@ -30,8 +30,12 @@ use crate::raft::entry::{self, Group, Stamp};
 use crate::raft::{Member, NodeId, Proposal, ReplySlot, TypeConfig};
 use crate::resp::Reply;
 
-/// Entries that may be in flight at once: one is being synced and replicated while the next is on
-/// its way; more would only make entries smaller.
+/// Entries that may wait to be committed. What comes while one is synced and replicated gathers
+/// for the next: each entry costs several wake-ups of threads on every member, however few its
+/// commands are.
+const ENTRIES_UNCOMMITTED_MAX: usize = 1;
+
+/// Entries that may be in flight at once, with those that are committed and not carried out yet.
 pub(super) const ENTRIES_IN_FLIGHT_MAX: usize = 4;
 
 /// Most commands of one entry.
@@ -72,9 +76,16 @@ pub(super) struct Proposer {
     queue: Mutex<VecDeque<Job>>,
     wake: Notify,
     entries: Arc<Semaphore>,
+    uncommitted: Arc<Semaphore>,
     forwards: Arc<Semaphore>,
     origins: Origins,
     sequence: AtomicU64,
+}
+
+/// The right to append an entry.
+struct Turn {
+    entry: OwnedSemaphorePermit,
+    uncommitted: OwnedSemaphorePermit,
 }
 
 /// Groups of this node that another one was asked to append.
@@ -121,6 +132,7 @@ impl Proposer {
             queue: Mutex::default(),
             wake: Notify::new(),
             entries: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
+            uncommitted: Arc::new(Semaphore::new(ENTRIES_UNCOMMITTED_MAX)),
             forwards: Arc::new(Semaphore::new(FORWARDS_IN_FLIGHT_MAX)),
             origins: Origins::default(),
             sequence: AtomicU64::new(incarnation << 40),
@@ -129,6 +141,14 @@ impl Proposer {
 
     pub(super) fn origins(&self) -> &Origins {
         &self.origins
+    }
+
+    /// Waits until the next entry may be appended.
+    async fn turn(&self) -> Turn {
+        Turn {
+            entry: acquire(&self.entries).await,
+            uncommitted: acquire(&self.uncommitted).await,
+        }
     }
 
     fn push(&self, job: Job) {
@@ -250,9 +270,14 @@ impl Core {
             }
             match self.leadership() {
                 Leadership::Mine { term } => {
-                    let permit = acquire(&self.proposer.entries).await;
+                    // An entry that finds no majority must not hold up the others' refusal.
+                    let turn = tokio::select! {
+                        biased;
+                        turn = self.proposer.turn() => turn,
+                        _ = leadership.changed() => continue,
+                    };
                     let jobs = self.proposer.take();
-                    self.append(term, jobs, permit).await;
+                    self.append(term, jobs, turn).await;
                 }
                 Leadership::Other { term, id, member } => {
                     let permit = acquire(&self.proposer.forwards).await;
@@ -279,7 +304,7 @@ impl Core {
         }
     }
 
-    async fn append(self: &Arc<Self>, term: u64, jobs: Vec<Job>, permit: OwnedSemaphorePermit) {
+    async fn append(self: &Arc<Self>, term: u64, jobs: Vec<Job>, turn: Turn) {
         let (stale, jobs): (Vec<_>, Vec<_>) = jobs
             .into_iter()
             .partition(|job| job.term.is_some_and(|expected| expected != term));
@@ -310,8 +335,9 @@ impl Core {
         };
         drop(groups);
         let core = self.clone();
-        let slot = ReplySlot::new(move |result: ClientWriteResult<TypeConfig>| {
-            drop(permit);
+        let Turn { entry, uncommitted } = turn;
+        let slot = ReplySlot::new(uncommitted, move |result: ClientWriteResult<TypeConfig>| {
+            drop(entry);
             match result {
                 Ok(response) => {
                     let index = response.log_id.index;

@@ -111,18 +111,30 @@ impl RaftTypeConfig for TypeConfig {
 /// Where the outcome of a proposal goes: a function, called once, from whichever thread knows it.
 ///
 /// Dropping it uncalled means that the outcome is unknown; the function is then dropped uncalled.
-pub struct ReplySlot<T>(Box<dyn FnOnce(T) + Send>);
+pub struct ReplySlot<T> {
+    reply: Box<dyn FnOnce(T) + Send>,
+    until_committed: Option<Box<dyn Send>>,
+}
 
 impl<T> ReplySlot<T> {
-    /// A slot that calls `f`.
-    pub fn new(f: impl FnOnce(T) + Send + 'static) -> Self {
-        ReplySlot(Box::new(f))
+    /// A slot that calls `f`, and lets go of `held` once the proposal is committed, or came to
+    /// nothing.
+    pub fn new(held: impl Send + 'static, f: impl FnOnce(T) + Send + 'static) -> Self {
+        ReplySlot {
+            reply: Box::new(f),
+            until_committed: Some(Box::new(held)),
+        }
     }
 }
 
 impl<T: OptionalSend + 'static> Responder<TypeConfig, T> for ReplySlot<T> {
+    fn on_commit(&mut self, _: LogId) {
+        self.until_committed = None;
+    }
+
     fn on_complete(self, result: T) {
-        (self.0)(result);
+        drop(self.until_committed);
+        (self.reply)(result);
     }
 }
 
