@@ -18,9 +18,34 @@ use tokio::sync::oneshot;
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Both directions of one connection.
-pub trait Io: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+pub trait Io: AsyncRead + AsyncWrite + Send + Sync + Unpin {
+    /// A way to write from another thread while the owner of the connection writes nothing, where
+    /// there is one.
+    fn aside(&self) -> Option<Arc<dyn Aside>> {
+        None
+    }
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Io for T {}
+impl Io for tokio::net::TcpStream {}
+
+impl Io for tokio::io::DuplexStream {}
+
+impl<R, W> Io for tokio::io::Join<R, W>
+where
+    R: AsyncRead + Send + Sync + Unpin,
+    W: AsyncWrite + Send + Sync + Unpin,
+{
+}
+
+/// Writes beside the owner of a connection.
+pub trait Aside: Send + Sync {
+    /// Writes what the connection takes at once; never waits.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` when it takes nothing; otherwise the connection has failed.
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
+}
 
 /// One connection, whatever carries it.
 pub type Stream = Box<dyn Io>;
@@ -286,6 +311,10 @@ impl<J> Queue<J> {
             .push_back(job);
     }
 
+    fn is_empty(&self) -> bool {
+        self.jobs.lock().expect("no panic while held").is_empty()
+    }
+
     /// Takes all jobs that wait.
     pub fn take_all(&self) -> VecDeque<J> {
         std::mem::take(&mut *self.jobs.lock().expect("no panic while held"))
@@ -295,13 +324,18 @@ impl<J> Queue<J> {
 /// A worker with its queue.
 pub struct Worker<J> {
     queue: Arc<Queue<J>>,
+    handle: Arc<Mutex<Handle<J>>>,
     wake: Arc<dyn Wake>,
 }
+
+/// Gets all jobs that wait, and returns whether to go on.
+type Handle<J> = Box<dyn FnMut(VecDeque<J>) -> bool + Send>;
 
 impl<J> Clone for Worker<J> {
     fn clone(&self) -> Self {
         Worker {
             queue: self.queue.clone(),
+            handle: self.handle.clone(),
             wake: self.wake.clone(),
         }
     }
@@ -312,12 +346,25 @@ impl<J: Send + 'static> Worker<J> {
     pub fn start(
         workers: &dyn Workers,
         name: &'static str,
-        mut handle: impl FnMut(VecDeque<J>) -> bool + Send + 'static,
+        handle: impl FnMut(VecDeque<J>) -> bool + Send + 'static,
     ) -> Self {
         let queue = Arc::new(Queue::default());
-        let jobs = queue.clone();
-        let wake = workers.start(name, Box::new(move || handle(jobs.take_all())));
-        Worker { queue, wake }
+        let handle: Arc<Mutex<Handle<J>>> = Arc::new(Mutex::new(Box::new(handle)));
+        let (jobs, own) = (queue.clone(), handle.clone());
+        let run = move || {
+            let mut handle = own.lock().expect("no panic while held");
+            let goes_on = handle(jobs.take_all());
+            if !goes_on {
+                *handle = Box::new(|_| false);
+            }
+            goes_on
+        };
+        let wake = workers.start(name, Box::new(run));
+        Worker {
+            queue,
+            handle,
+            wake,
+        }
     }
 
     /// Drops the jobs that wait.
@@ -329,6 +376,24 @@ impl<J: Send + 'static> Worker<J> {
     pub fn submit(&self, job: J) {
         self.queue.push(job);
         self.wake.wake();
+    }
+
+    /// Does a job at once and in this thread, where the worker has nothing to do; otherwise hands
+    /// it over. For short jobs: waking a thread may take longer.
+    pub fn run(&self, job: J) {
+        let Ok(mut handle) = self.handle.try_lock() else {
+            return self.submit(job);
+        };
+        if !self.queue.is_empty() {
+            drop(handle);
+            return self.submit(job);
+        }
+        if !handle(VecDeque::from([job])) {
+            *handle = Box::new(|_| false);
+            drop(handle);
+            // The worker itself ends when it meets that.
+            self.wake.wake();
+        }
     }
 }
 
@@ -386,5 +451,45 @@ impl Workers for Threads {
     )]
     fn run(&self, job: Box<dyn FnOnce() + Send>) {
         tokio::task::spawn_blocking(job);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_job_runs_in_place_only_when_none_waits_before_it() {
+        let (told, jobs) = mpsc::channel();
+        let (go, wait) = mpsc::channel::<()>();
+        let worker = Worker::start(&Threads, "test", move |jobs| {
+            for job in jobs {
+                let name = std::thread::current().name().map(str::to_owned);
+                told.send((job, name.as_deref() == Some("test"))).unwrap();
+                if job == 2 {
+                    wait.recv().unwrap();
+                }
+                if job == 5 {
+                    return false;
+                }
+            }
+            true
+        });
+        worker.run(1);
+        assert_eq!(jobs.recv().unwrap(), (1, false));
+        worker.submit(2);
+        assert_eq!(jobs.recv().unwrap(), (2, true));
+        worker.run(3);
+        worker.run(4);
+        go.send(()).unwrap();
+        assert_eq!(jobs.recv().unwrap(), (3, true));
+        assert_eq!(jobs.recv().unwrap(), (4, true));
+        worker.submit(5);
+        assert_eq!(jobs.recv().unwrap(), (5, true));
+        worker.run(6);
+        worker.submit(7);
+        assert!(jobs.recv().is_err(), "nothing runs behind the end");
     }
 }

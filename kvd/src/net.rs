@@ -1,11 +1,16 @@
 //! The real network: TCP of the operating system, through tokio.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::doors::{BoxFuture, Listener, Net, Stream};
+use crate::doors::{Aside, BoxFuture, Io, Listener, Net, Stream};
 
 /// How long accepting rests after it failed for want of descriptors or memory.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
@@ -56,6 +61,7 @@ impl Listener for Bound {
                     Ok((stream, peer)) => {
                         // A connection that is gone already cannot take options: it is no news.
                         if stream.set_nodelay(true).is_ok() {
+                            let stream = Accepted::new(stream);
                             return Ok((Box::new(stream) as Stream, peer.to_string()));
                         }
                     }
@@ -73,6 +79,96 @@ impl Listener for Bound {
 
     fn local_addr(&self) -> String {
         self.local.clone()
+    }
+}
+
+/// A connection that was accepted, whose writing side others may hold too.
+struct Accepted {
+    read: OwnedReadHalf,
+    write: Arc<OwnedWriteHalf>,
+}
+
+impl Accepted {
+    fn new(stream: TcpStream) -> Self {
+        let (read, write) = stream.into_split();
+        let write = Arc::new(write);
+        Accepted { read, write }
+    }
+
+    fn poll_write_with(
+        &self,
+        cx: &mut Context<'_>,
+        write: impl Fn(&OwnedWriteHalf) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match write(&self.write) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+            // Ready again, or with a waker for when it is.
+            std::task::ready!((*self.write).as_ref().poll_write_ready(cx))?;
+        }
+    }
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.read).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |write| write.try_write(buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_with(cx, |write| write.try_write_vectored(bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let stream: &TcpStream = (*self.write).as_ref();
+        Poll::Ready(
+            match rustix::net::shutdown(stream, rustix::net::Shutdown::Write) {
+                // The other side was first.
+                Ok(()) | Err(rustix::io::Errno::NOTCONN) => Ok(()),
+                Err(error) => Err(error.into()),
+            },
+        )
+    }
+}
+
+impl Io for Accepted {
+    fn aside(&self) -> Option<Arc<dyn Aside>> {
+        Some(Arc::new(Beside(self.write.clone())))
+    }
+}
+
+struct Beside(Arc<OwnedWriteHalf>);
+
+impl Aside for Beside {
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
     }
 }
 

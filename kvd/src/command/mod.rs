@@ -143,6 +143,21 @@ pub fn run_read(spec: &Spec, call: &Call<'_>, view: &View<'_>) -> Result<Reply, 
     }
 }
 
+/// Runs GET: hands the value to `out`, and tells whether there is one. The inner error is the
+/// command's, as of [`run_read`].
+pub fn run_get(
+    spec: &Spec,
+    key: &[u8],
+    view: &View<'_>,
+    out: &mut dyn FnMut(&[u8]),
+) -> Result<Result<bool, Reply>, storage::Error> {
+    match contained(spec, || Ok(view.string(key, out)?)) {
+        Ok(found) => Ok(Ok(found)),
+        Err(Failure::Answer(reply)) => Ok(Err(reply)),
+        Err(Failure::Engine(error)) => Err(error),
+    }
+}
+
 /// Runs a command inside a transaction: its changes stay exactly if its reply is no error. A read
 /// runs against the transaction's view. `Err` is this node's engine failing; nothing that the
 /// transaction holds may be kept then.

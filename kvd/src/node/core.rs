@@ -140,6 +140,7 @@ impl Core {
                 news.membership_config.membership().nodes().count() == 1
             };
             self.log.sync_in_place(alone);
+            self.machine.apply_in_place(alone);
             let now = {
                 let metrics = metrics.borrow_watched();
                 let term = metrics.vote.leader_id.term;

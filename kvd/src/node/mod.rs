@@ -41,7 +41,7 @@ use self::port::PeerPort;
 use self::propose::Proposer;
 use self::read::Barrier;
 pub use self::types::{
-    ConfigLimits, JoinRequest, MemberStatus, ReadLevel, Reading, RedirectMode, Role, Status,
+    ConfigLimits, Early, JoinRequest, MemberStatus, ReadLevel, Reading, RedirectMode, Role, Status,
     Written,
 };
 use crate::data_dir::{Addresses, DataDir, DataDirError, Identity, Stage};
@@ -370,18 +370,19 @@ impl Node {
         self.shared.settings.limits
     }
 
-    /// Proposes a group: on a follower it is forwarded, without a leader it is held.
+    /// Proposes a group: on a follower it is forwarded, without a leader it is held. `early` may be
+    /// shown the replies before this returns them, but not instead.
     ///
     /// # Errors
     ///
     /// One error for every command of the group; its prefix says what became of them.
-    pub async fn propose(&self, group: Group) -> Result<Written, Reply> {
+    pub async fn propose(&self, group: Group, early: Option<Early>) -> Result<Written, Reply> {
         // Before the core is looked up: a node that is being taken over looks at this after it
         // has withdrawn the core.
         if !group.is_internal() {
             self.shared.used.store(true, Ordering::SeqCst);
         }
-        self.core()?.propose(group).await
+        self.core()?.propose_early(group, early).await
     }
 
     /// A consistent view that is as fresh as `level` says; a local one holds entry `after`.

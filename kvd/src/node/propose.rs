@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::core::{Core, Leadership};
 use super::disk::grows;
 use super::peer::{Request, Response};
-use super::types::Written;
+use super::types::{Early, Written};
 use crate::doors;
 use crate::outcome;
 use crate::raft::entry::{self, Group, Stamp};
@@ -43,6 +43,10 @@ pub(super) const ENTRY_COMMANDS_MAX: usize = 8192;
 
 /// An entry is not grown beyond this many bytes; a single larger group gets one of its own.
 pub(super) const ENTRY_BYTES_MAX: usize = 1 << 20;
+
+/// Replies of an entry with more groups are not shown early: the threads that wait for them are
+/// more than this one, and writing to a socket takes some microseconds.
+const EARLY_GROUPS_MAX: usize = 2;
 
 /// Requests with forwarded groups that may be on their way at once.
 const FORWARDS_IN_FLIGHT_MAX: usize = 4;
@@ -68,6 +72,7 @@ pub(super) struct Job {
     hold_until: Instant,
     /// Set when another node forwarded it: the term that this node must lead, and no holding.
     term: Option<u64>,
+    early: Option<Early>,
     done: oneshot::Sender<Outcome>,
 }
 
@@ -206,6 +211,15 @@ impl Proposer {
 impl Core {
     /// Proposes a client's group and waits for its outcome, until `deadline` at the longest.
     pub(super) async fn propose(&self, group: Group) -> Result<Written, Reply> {
+        self.propose_early(group, None).await
+    }
+
+    /// The same; `early` may be shown the replies before.
+    pub(super) async fn propose_early(
+        &self,
+        group: Group,
+        early: Option<Early>,
+    ) -> Result<Written, Reply> {
         let now = Instant::now();
         let (done, wait) = oneshot::channel();
         let hold_until = now + self.settings.hold;
@@ -214,6 +228,7 @@ impl Core {
             since: now,
             hold_until,
             term: None,
+            early,
             done,
         });
         match timeout_at(hold_until + self.settings.write_timeout, wait).await {
@@ -237,6 +252,7 @@ impl Core {
                     since: now,
                     hold_until: now,
                     term: Some(term),
+                    early: None,
                     done,
                 });
                 wait
@@ -341,7 +357,11 @@ impl Core {
             match result {
                 Ok(response) => {
                     let index = response.log_id.index;
-                    for (job, replies) in jobs.into_iter().zip(response.data.groups) {
+                    let few = jobs.len() <= EARLY_GROUPS_MAX;
+                    for (mut job, replies) in jobs.into_iter().zip(response.data.groups) {
+                        if few && let Some(early) = job.early.take() {
+                            early(&replies);
+                        }
                         drop(job.done.send(Outcome::Done(Written { replies, index })));
                     }
                 }

@@ -141,3 +141,7 @@ impl ConfigLimits {
         }
     }
 }
+
+/// Is shown the replies of a group by the thread that has them, ahead of the outcome; dropped
+/// uncalled where that would keep others waiting.
+pub type Early = Box<dyn FnOnce(&[Reply]) + Send>;

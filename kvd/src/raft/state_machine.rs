@@ -5,7 +5,7 @@
 //! them later, by another worker.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
@@ -32,6 +32,9 @@ pub const ENTRIES_PER_BATCH_MAX: usize = 1024;
 
 /// A batch is not grown beyond this many bytes of entries; a single entry may be larger.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// A batch of at most so many bytes may be carried out by the thread that hands it over.
+const IN_PLACE_BYTES_MAX: usize = 16 << 10;
 
 /// How far the state machine has come.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +107,8 @@ struct Inner {
     snapshots: Worker<SnapshotJob>,
     dir: Arc<SnapshotDir>,
     shared: Arc<Shared>,
+    /// Raft's own thread may carry out what is short.
+    in_place: AtomicBool,
 }
 
 /// What the workers update and everyone reads.
@@ -223,6 +228,7 @@ impl StateMachine {
                 snapshots,
                 dir,
                 shared,
+                in_place: AtomicBool::new(false),
             }),
         }
     }
@@ -230,6 +236,12 @@ impl StateMachine {
     /// The store, for reads.
     pub fn store(&self) -> &Arc<Store> {
         &self.inner.store
+    }
+
+    /// Says whether Raft's thread has nothing better to do until a short batch is carried out: it
+    /// then does so by itself, which spares the wake-up of another.
+    pub fn apply_in_place(&self, allowed: bool) {
+        self.inner.in_place.store(allowed, Ordering::Relaxed);
     }
 
     /// Where a leader's snapshots are received.
@@ -534,11 +546,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             self.inner.log.phases().committed(last);
             self.inner.storing.room().await?;
             let (done, wait) = oneshot::channel();
-            self.inner.apply.submit(Job::Apply {
-                batch,
-                since: Instant::now(),
-                done,
-            });
+            let since = Instant::now();
+            let job = Job::Apply { batch, since, done };
+            if bytes <= IN_PLACE_BYTES_MAX && self.inner.in_place.load(Ordering::Relaxed) {
+                self.inner.apply.run(job);
+            } else {
+                self.inner.apply.submit(job);
+            }
             wait.await.map_err(|_| ended())??;
         }
         Ok(())

@@ -48,6 +48,13 @@ pub struct OutputBuffer {
     tail: BytesMut,
 }
 
+/// A place in an output.
+#[derive(Debug)]
+pub struct Mark {
+    chained: usize,
+    tail: usize,
+}
+
 impl OutputBuffer {
     /// An empty buffer, without an allocation.
     pub fn new() -> Self {
@@ -62,6 +69,11 @@ impl OutputBuffer {
     /// Whether nothing waits to be sent.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether all that waits is one slice.
+    pub fn is_one_piece(&self) -> bool {
+        self.chained.len() + usize::from(!self.tail.is_empty()) == 1
     }
 
     /// Forgets what was not sent yet, as for a connection that is closed.
@@ -95,6 +107,37 @@ impl OutputBuffer {
         }
         self.chained_len += bytes.len();
         self.chained.push_back(bytes.clone());
+    }
+
+    /// Appends a bulk string: one copy of `value`, whatever its length.
+    pub fn put_value(&mut self, value: &[u8]) {
+        self.put_header(b'$', value.len());
+        if value.len() < CHAIN_LEN_MIN {
+            self.put(value);
+        } else {
+            self.put_shared(&Bytes::copy_from_slice(value));
+        }
+        self.put(b"\r\n");
+    }
+
+    /// Where the output ends now, for [`Self::roll_back`].
+    pub fn mark(&self) -> Mark {
+        Mark {
+            chained: self.chained.len(),
+            tail: self.tail.len(),
+        }
+    }
+
+    /// Takes back what was appended since `mark`; nothing may have been sent in between.
+    pub fn roll_back(&mut self, mark: &Mark) {
+        // What was the tail then may have been chained since.
+        if let Some(then) = self.chained.get(mark.chained) {
+            self.tail = BytesMut::from(&then[..mark.tail]);
+            self.chained.truncate(mark.chained);
+            self.chained_len = self.chained.iter().map(Bytes::len).sum();
+        } else {
+            self.tail.truncate(mark.tail);
+        }
     }
 
     fn put_header(&mut self, kind: u8, value: impl itoa::Integer) {
@@ -246,6 +289,29 @@ mod tests {
         write(reply, protocol, &mut out);
         let bytes = out.copy_to_bytes(out.remaining());
         String::from_utf8(bytes.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn what_was_put_since_a_mark_can_be_taken_back() {
+        let long = vec![b'x'; CHAIN_LEN_MIN];
+        for before in [&b""[..], b"before", &long] {
+            for values in [&[&b"short"[..]][..], &[&long[..], b"short", &long], &[]] {
+                let mut out = OutputBuffer::new();
+                out.put_value(b"first");
+                out.put_value(before);
+                let kept: Vec<u8> = out.chunks().collect::<Vec<_>>().concat();
+                let mark = out.mark();
+                for value in values {
+                    out.put_value(value);
+                }
+                out.roll_back(&mark);
+                assert_eq!(out.chunks().collect::<Vec<_>>().concat(), kept);
+                assert_eq!(out.len(), kept.len());
+                out.put_value(b"next");
+                let end = [&kept[..], b"$4\r\nnext\r\n"].concat();
+                assert_eq!(out.chunks().collect::<Vec<_>>().concat(), end);
+            }
+        }
     }
 
     #[test]

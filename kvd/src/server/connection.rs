@@ -1,25 +1,29 @@
 //! Serves one client: requests in, runs of them to the node, replies out in order.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::io::IoSlice;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use futures_util::FutureExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
 use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout};
 
 use super::backup::Copy;
-use super::{ClientEntry, Service, Shared};
+use super::early::Hand;
+use super::{ClientEntry, ServerSettings, Service, Shared};
 use crate::command::effect::ReplyMode;
-use crate::command::{self, Call, Flags, REPLY_BYTES_MAX, Spec};
-use crate::doors::{self, Stream};
-use crate::keyspace::{self, View};
-use crate::node::{ReadLevel, Reading, RedirectMode};
+use crate::command::{self, Flags, Spec};
+use crate::doors::{Aside, Stream};
+use crate::keyspace;
+use crate::node::{Early, RedirectMode};
 use crate::raft::entry::{GroupBuilder, Rule};
 use crate::resp::{self, OutputBuffer, Parsed, Protocol, Reply, RequestParser};
-use crate::storage;
 
 /// Requests that are taken on before replies are written; what a pipeline may hold in memory.
 const RUN_COMMANDS_MAX: usize = 1024;
@@ -27,12 +31,12 @@ const RUN_COMMANDS_MAX: usize = 1024;
 const RUN_BYTES_MAX: usize = 1 << 20;
 /// Replies are written at the latest when so many bytes wait.
 const WRITE_BYTES: usize = 256 << 10;
-/// Reads of a run go on in another step once their replies take so much.
-const READ_BYTES_MAX: usize = 16 << 20;
+/// More replies than these are left to the connection to write.
+const EARLY_REPLIES_MAX: usize = 16;
+/// Pieces of the output that are written together.
+const WRITE_PIECES_MAX: usize = 64;
 /// Reads that may ride with writes in one group: their replies wait in memory together.
 const RIDING_READS_MAX: usize = 128;
-/// Reads that may run on a socket's thread in one go.
-const INLINE_READS_MAX: usize = 64;
 /// Room for input is made in steps of this size, whatever a client promises.
 const INPUT_STEP: usize = 64 << 10;
 /// A client that takes none of its replies for so long is closed.
@@ -40,8 +44,6 @@ const STALL: Duration = Duration::from_secs(60);
 /// What a client may have sent just before the server stops is waited for, so that it is answered
 /// rather than cut off.
 const LAST_CALL: Duration = Duration::from_millis(100);
-/// How often a read that meets due keys waits for a tick.
-const TICKS_MAX: usize = 4;
 
 /// What is carried out at once also between MULTI and EXEC.
 const AT_ONCE: [&str; 6] = ["exec", "discard", "multi", "watch", "quit", "reset"];
@@ -77,11 +79,15 @@ pub(super) struct Queue {
 
 pub(super) struct Connection<S: Service> {
     pub(super) shared: Arc<Shared<S>>,
+    /// As they were when the last requests came.
+    pub(super) settings: Arc<ServerSettings>,
+    settings_changes: u64,
     stream: Stream,
+    aside: Option<Arc<dyn Aside>>,
     pub(super) entry: Arc<ClientEntry>,
     input: BytesMut,
     parser: RequestParser,
-    out: OutputBuffer,
+    pub(super) out: OutputBuffer,
     pub(super) protocol: Protocol,
     pub(super) authenticated: bool,
     pub(super) aware: bool,
@@ -110,13 +116,26 @@ pub(super) struct Elsewhere {
 
 struct Gone;
 
+/// What a connection that waits for requests is woken for.
+enum Event {
+    Input(std::io::Result<usize>),
+    Line(Result<String, broadcast::error::RecvError>),
+    Killed,
+    Stop,
+}
+
 impl<S: Service> Connection<S> {
     pub(super) fn new(shared: Arc<Shared<S>>, stream: Stream, entry: Arc<ClientEntry>) -> Self {
-        let authenticated = shared.settings().password.is_none();
+        let settings_changes = shared.settings_changes.load(SeqCst);
+        let settings = shared.settings();
+        let authenticated = settings.password.is_none();
         let mut parser = RequestParser::new(resp::Limits::default());
         parser.set_authenticated(authenticated);
         Connection {
             shared,
+            settings,
+            settings_changes,
+            aside: stream.aside(),
             stream,
             entry,
             input: BytesMut::new(),
@@ -156,6 +175,10 @@ impl<S: Service> Connection<S> {
 
     async fn serve(&mut self) -> Result<(), Gone> {
         loop {
+            let changes = self.shared.settings_changes.load(SeqCst);
+            if changes != self.settings_changes {
+                (self.settings, self.settings_changes) = (self.shared.settings(), changes);
+            }
             let needed = self.take_requests().await?;
             self.finish_run().await?;
             self.write_out().await?;
@@ -172,35 +195,30 @@ impl<S: Service> Connection<S> {
 
     /// Waits for more input; a monitor is shown what others do meanwhile.
     async fn fill(&mut self, needed: usize) -> Result<(), Gone> {
-        let mut stopping = self.shared.stopping.subscribe();
         let count = loop {
             self.input.reserve(needed.clamp(INPUT_STEP / 4, INPUT_STEP));
-            let idle = self.shared.settings().idle_timeout;
-            let entry = self.entry.clone();
-            let read = self.stream.read_buf(&mut self.input);
-            let read = async {
-                if idle.is_zero() {
-                    Ok(read.await)
-                } else {
-                    timeout(idle, read).await
-                }
+            let idle = self.settings.idle_timeout;
+            let event = if idle.is_zero() {
+                self.next_event().await
+            } else {
+                timeout(idle, self.next_event()).await.map_err(|_| Gone)?
             };
-            let shown = tokio::select! {
-                read = read => break read.map_err(|_| Gone)?.map_err(|_| Gone)?,
-                shown = next_line(&mut self.monitor) => shown,
-                () = entry.close.notified() => return Err(Gone),
-                // The guard that this gives may not be held across what comes.
-                () = async { drop(stopping.wait_for(|stop| *stop).await) } => {
+            match event {
+                Event::Input(count) => break count.map_err(|_| Gone)?,
+                Event::Killed => return Err(Gone),
+                Event::Stop => {
                     let last = timeout(LAST_CALL, self.stream.read_buf(&mut self.input));
                     break last.await.map_err(|_| Gone)?.map_err(|_| Gone)?;
                 }
-            };
-            let Ok(line) = shown else {
-                tracing::warn!(client = %self.entry.addr, "a monitor that does not keep up is closed");
-                return Err(Gone);
-            };
-            resp::write(&Reply::simple(line), self.protocol, &mut self.out);
-            self.write_out().await?;
+                Event::Line(Ok(line)) => {
+                    resp::write(&Reply::simple(line), self.protocol, &mut self.out);
+                    self.write_out().await?;
+                }
+                Event::Line(Err(_)) => {
+                    tracing::warn!(client = %self.entry.addr, "a monitor that does not keep up is closed");
+                    return Err(Gone);
+                }
+            }
         };
         if count == 0 {
             return Err(Gone);
@@ -212,6 +230,34 @@ impl<S: Service> Connection<S> {
         Ok(())
     }
 
+    async fn next_event(&mut self) -> Event {
+        let monitors = self.monitor.is_some();
+        let (shared, entry) = (&self.shared, &self.entry);
+        let mut read = pin!(self.stream.read_buf(&mut self.input));
+        let mut line = pin!(next_line(&mut self.monitor));
+        poll_fn(|cx| {
+            // A client that never lets anyone wait can be killed too.
+            if entry.is_killed() {
+                return Poll::Ready(Event::Killed);
+            }
+            if let Poll::Ready(read) = read.as_mut().poll(cx) {
+                return Poll::Ready(Event::Input(read));
+            }
+            if monitors && let Poll::Ready(shown) = line.as_mut().poll(cx) {
+                return Poll::Ready(Event::Line(shown));
+            }
+            entry.called.register(cx.waker());
+            if entry.is_killed() {
+                Poll::Ready(Event::Killed)
+            } else if shared.is_stopping() {
+                Poll::Ready(Event::Stop)
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
     pub(super) fn stop_monitoring(&mut self) {
         if self.monitor.take().is_some() {
             self.shared.monitors.left();
@@ -220,20 +266,25 @@ impl<S: Service> Connection<S> {
 
     /// Waits for something that may take long, unless the client goes: then the connection closes.
     pub(super) async fn while_connected<T>(&mut self, what: impl Future<Output = T>) -> Option<T> {
-        let mut stopping = self.shared.stopping.subscribe();
-        let entry = self.entry.clone();
+        let (shared, entry) = (self.shared.clone(), self.entry.clone());
         tokio::pin!(what);
         loop {
             // More than this is left to the socket.
             let room = RUN_BYTES_MAX.saturating_sub(self.input.len());
             self.input.reserve(room.min(INPUT_STEP));
+            let called = poll_fn(|cx| {
+                entry.called.register(cx.waker());
+                match entry.is_killed() || shared.is_stopping() {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            });
             let gone = tokio::select! {
                 done = &mut what => return Some(done),
                 read = self.stream.read_buf(&mut self.input), if room > 0 => {
                     !read.is_ok_and(|count| count > 0)
                 }
-                () = entry.close.notified() => true,
-                _ = stopping.wait_for(|stop| *stop) => true,
+                () = called => true,
             };
             if gone {
                 self.closing = true;
@@ -274,17 +325,24 @@ impl<S: Service> Connection<S> {
             let taken = self.input.split_to(consumed).freeze();
             let args = copied
                 .unwrap_or_else(|| ranges.into_iter().map(|range| taken.slice(range)).collect());
-            self.take(args).await?;
+            // A browser that was led here must not get to its body's lines.
+            if args[0].eq_ignore_ascii_case(b"post") || args[0].eq_ignore_ascii_case(b"host:") {
+                tracing::warn!(client = %self.entry.addr, "an HTTP request on the client port");
+                self.finish_run().await?;
+                return Err(Gone);
+            }
+            // What waits for nothing has no part in the size of this future, which is moved for
+            // every request.
+            match self.admit(args).and_then(|request| self.join_run(request)) {
+                None => {}
+                Some(request) => Box::pin(self.take(request)).await?,
+            }
+            self.bound_run().await?;
         }
     }
 
-    async fn take(&mut self, args: Vec<Bytes>) -> Result<(), Gone> {
-        // A browser that was led here must not get to its body's lines.
-        if args[0].eq_ignore_ascii_case(b"post") || args[0].eq_ignore_ascii_case(b"host:") {
-            tracing::warn!(client = %self.entry.addr, "an HTTP request on the client port");
-            self.finish_run().await?;
-            return Err(Gone);
-        }
+    /// Looks at a request; one that is refused has its answer.
+    fn admit(&mut self, args: Vec<Bytes>) -> Option<Request> {
         let mut aborted = false;
         let spec = {
             let slices: Vec<&[u8]> = args.iter().map(|arg| &arg[..]).collect();
@@ -338,10 +396,47 @@ impl<S: Service> Connection<S> {
                     queue.failed = true;
                 }
                 self.push_answer(reply);
-                return self.bound_run().await;
+                return None;
             }
         };
-        let request = Request { spec, args };
+        Some(Request { spec, args })
+    }
+
+    /// Adds a request to the run, where nothing has to happen before; otherwise gives it back.
+    fn join_run(&mut self, request: Request) -> Option<Request> {
+        let spec = request.spec;
+        let bytes = request.bytes();
+        let runs = spec.is_write() || spec.is_read();
+        let local = spec.has(Flags::LOCAL);
+        let waits = self.queue.is_some() || self.shared.pause.any();
+        let full = self.run_bytes + bytes > self.group_bytes_max();
+        if !runs || local || waits || full {
+            return Some(request);
+        }
+        let costly = !spec.is_cheap(request.args.len());
+        let rides = self.run_writes || spec.is_write();
+        let apart = costly && spec.is_read() && self.run_writes
+            || spec.is_write() && self.run_costly
+            || rides && self.run_reads >= RIDING_READS_MAX;
+        if apart {
+            return Some(request);
+        }
+        self.show(&request);
+        self.push(request, costly);
+        None
+    }
+
+    fn push(&mut self, request: Request, costly: bool) {
+        let spec = request.spec;
+        self.run_reads += usize::from(!spec.is_write());
+        self.run_writes |= spec.is_write();
+        self.run_costly |= costly && spec.is_read();
+        self.run_bytes += request.bytes();
+        self.items.push(Item::Run(request));
+    }
+
+    async fn take(&mut self, request: Request) -> Result<(), Gone> {
+        let spec = request.spec;
         self.wait_for_pause(spec).await?;
         self.show(&request);
         if request.bytes() > self.group_bytes_max() {
@@ -352,7 +447,7 @@ impl<S: Service> Connection<S> {
             self.push_answer(Reply::error(format!(
                 "ERR request is longer than {max} bytes"
             )));
-            return self.bound_run().await;
+            return Ok(());
         }
         let at_once = AT_ONCE.contains(&spec.name);
         if let Some(queue) = &mut self.queue
@@ -369,7 +464,7 @@ impl<S: Service> Connection<S> {
                 self.entry.queued(Some(queue));
                 self.push_answer(Reply::queued());
             }
-            return self.bound_run().await;
+            return Ok(());
         }
         if !spec.is_write() && !spec.is_read() {
             return self.take_session(request).await;
@@ -389,15 +484,11 @@ impl<S: Service> Connection<S> {
         if rides && self.run_reads >= RIDING_READS_MAX {
             self.finish_run().await?;
         }
-        self.run_reads += usize::from(!spec.is_write());
-        self.run_writes |= spec.is_write();
-        self.run_costly |= costly && spec.is_read();
-        self.run_bytes += request.bytes();
-        self.items.push(Item::Run(request));
-        if local {
-            return self.finish_run().await;
+        self.push(request, costly);
+        match local {
+            true => self.finish_run().await,
+            false => Ok(()),
         }
-        self.bound_run().await
     }
 
     /// Waits while CLIENT PAUSE holds such a command. CLIENT itself goes on, to end the pause.
@@ -452,14 +543,15 @@ impl<S: Service> Connection<S> {
                     .metrics
                     .ran(request.spec, failed, Duration::ZERO);
                 self.push_answer(reply);
-                return self.bound_run().await;
+                return Ok(());
             }
             Some(Ok(effect)) => effect,
             None => unreachable!("the caller has looked at the kind"),
         };
         self.finish_run().await?;
         let started = Instant::now();
-        let reply = self.perform(effect).await;
+        let reply = Box::pin(self.perform(effect)).await;
+        self.settings = self.shared.settings();
         let failed = reply.as_ref().is_some_and(Reply::is_error);
         self.shared
             .metrics
@@ -518,13 +610,27 @@ impl<S: Service> Connection<S> {
         }
         let started = Instant::now();
         let writes = writes && requests.iter().any(|request| request.spec.is_write());
-        let mut order = order.into_iter();
         if writes {
-            let replies = match self.propose(&requests, &[]).await {
+            let hand = self.hand(&requests, &order);
+            let early = hand.as_ref().map(Hand::early);
+            let outcome = self.propose(&requests, &[], early).await;
+            let written = hand.and_then(|hand| hand.withdraw());
+            let replies = match outcome {
                 Ok(replies) => replies,
                 Err(reply) => vec![reply; requests.len()],
             };
             self.count(&requests, &replies, started);
+            if let Some((rest, sent)) = written {
+                self.out = rest;
+                self.shared
+                    .metrics
+                    .output_bytes
+                    .fetch_add(sent as u64, Relaxed);
+                for prefix in replies.iter().filter_map(Reply::error_prefix) {
+                    self.shared.metrics.error(prefix);
+                }
+                return Ok(());
+            }
             let mut replies = replies.into_iter();
             for answer in order {
                 let reply = answer.or_else(|| replies.next()).unwrap_or_else(internal);
@@ -533,15 +639,23 @@ impl<S: Service> Connection<S> {
             }
             return Ok(());
         }
+        let mut next = 0;
         while !requests.is_empty() {
+            if let Some(answered) = self.answer_here(&requests, &order[next..], started).await {
+                next += answered.order;
+                requests.drain(..answered.requests);
+                self.relieve().await?;
+                continue;
+            }
             let (mut left, replies) = self.read(requests).await;
             let done = replies.len();
             self.count(&left[..done], &replies, started);
             for (request, reply) in left.drain(..done).zip(replies) {
                 // Answers that stand before this read.
-                for answer in order.by_ref() {
+                while let Some(answer) = order.get(next) {
+                    next += 1;
                     match answer {
-                        Some(answer) => self.put(&answer),
+                        Some(answer) => self.put(answer),
                         None => break,
                     }
                 }
@@ -559,8 +673,8 @@ impl<S: Service> Connection<S> {
             }
             requests = left;
         }
-        for answer in order.flatten() {
-            self.put(&answer);
+        for answer in order[next..].iter().flatten() {
+            self.put(answer);
         }
         self.relieve().await
     }
@@ -576,8 +690,8 @@ impl<S: Service> Connection<S> {
     }
 
     /// Notes commands that took so long each, if that is slow, or a spike.
-    fn note_slow(&self, requests: &[Request], took: Duration) {
-        let settings = self.shared.settings();
+    pub(super) fn note_slow(&self, requests: &[Request], took: Duration) {
+        let settings = &self.settings;
         let slow = settings.slower_than.is_some_and(|limit| took >= limit);
         let spike = !settings.spike.is_zero() && took >= settings.spike;
         if !slow && !spike {
@@ -611,7 +725,7 @@ impl<S: Service> Connection<S> {
 
     /// The leader, where this connection is to be sent there.
     pub(super) fn leader_elsewhere(&self) -> Option<Elsewhere> {
-        let redirects = match self.shared.settings().follower_writes {
+        let redirects = match self.settings.follower_writes {
             RedirectMode::Auto => self.aware || self.redirectable,
             RedirectMode::Forward => false,
             RedirectMode::Redirect => true,
@@ -643,12 +757,23 @@ impl<S: Service> Connection<S> {
         }))
     }
 
+    /// Where the replies may be written ahead, when they are all that there is to write.
+    fn hand(&self, requests: &[Request], order: &[Option<Reply>]) -> Option<Arc<Hand>> {
+        let only = self.reply_mode == ReplyMode::On
+            && self.out.is_empty()
+            && requests.len() == order.len()
+            && requests.len() <= EARLY_REPLIES_MAX;
+        let aside = self.aside.as_ref().filter(|_| only)?;
+        Some(Hand::new(aside.clone(), self.protocol))
+    }
+
     /// Proposes requests as one group; one reply for each, or a single null for a precondition
     /// that did not hold. An error is one for all of them: it says what became of the group.
     pub(super) async fn propose(
         &mut self,
         requests: &[Request],
         watched: &[(Bytes, u64)],
+        early: Option<Early>,
     ) -> Result<Vec<Reply>, Reply> {
         let mut group = GroupBuilder::new(Rule::Each);
         for (key, modified) in watched {
@@ -657,80 +782,9 @@ impl<S: Service> Connection<S> {
         for request in requests {
             group.command(&request.args);
         }
-        let written = self.shared.service.propose(group.finish()).await?;
+        let written = self.shared.service.propose(group.finish(), early).await?;
         self.last_write = self.last_write.max(written.index);
         Ok(written.replies)
-    }
-
-    pub(super) fn read_level(&self) -> ReadLevel {
-        if self.readonly {
-            ReadLevel::Local
-        } else {
-            self.shared.settings().read_level
-        }
-    }
-
-    /// Answers reads from one view: at least the first, and as many as fit a bound of bytes.
-    pub(super) async fn read(&mut self, requests: Vec<Request>) -> (Vec<Request>, Vec<Reply>) {
-        self.read_if(requests, Vec::new(), false).await
-    }
-
-    /// As [`Self::read`], or all `together`; nothing but a null when a watched key has changed.
-    pub(super) async fn read_if(
-        &mut self,
-        mut requests: Vec<Request>,
-        mut watched: Vec<(Bytes, u64)>,
-        together: bool,
-    ) -> (Vec<Request>, Vec<Reply>) {
-        let local = requests
-            .iter()
-            .any(|request| request.spec.has(Flags::LOCAL));
-        let level = if local {
-            ReadLevel::Local
-        } else {
-            self.read_level()
-        };
-        let cheap = requests.len() <= INLINE_READS_MAX
-            && requests
-                .iter()
-                .all(|request| request.spec.is_cheap(request.args.len()));
-        for attempt in 0.. {
-            let reading = match self.shared.service.read(level, self.last_write).await {
-                Ok(reading) => reading,
-                Err(reply) => {
-                    let replies = vec![reply; requests.len()];
-                    return (requests, replies);
-                }
-            };
-            let seed = self.shared.doors.random.next();
-            let outcome = if cheap && self.shared.service.reads_are_fast() {
-                run_reads(&reading, &requests, &watched, seed, together)
-            } else {
-                let workers = self.shared.doors.workers.clone();
-                let ran = doors::blocking(&*workers, move || {
-                    let outcome = run_reads(&reading, &requests, &watched, seed, together);
-                    (requests, watched, outcome)
-                });
-                let outcome;
-                (requests, watched, outcome) = ran.await.expect("a command's panic is contained");
-                outcome
-            };
-            match outcome {
-                Ok((_, true)) if level == ReadLevel::Linearizable && attempt < TICKS_MAX => {
-                    if let Err(reply) = self.shared.service.tick().await {
-                        let replies = vec![reply; requests.len()];
-                        return (requests, replies);
-                    }
-                }
-                Ok((replies, _)) => return (requests, replies),
-                Err(error) => {
-                    tracing::error!(%error, "engine read failed");
-                    let replies = vec![internal(); requests.len()];
-                    return (requests, replies);
-                }
-            }
-        }
-        unreachable!("the attempts are bounded")
     }
 
     pub(super) fn put(&mut self, reply: &Reply) {
@@ -758,11 +812,18 @@ impl<S: Service> Connection<S> {
     }
 
     async fn write_out(&mut self) -> Result<(), Gone> {
+        // Most replies fit into the socket's buffer: nothing is set up to wait for.
+        let mut patient = false;
         while !self.out.is_empty() {
             self.entry.queued_bytes.store(self.out.len(), Relaxed);
-            let written = tokio::select! {
-                written = timeout(STALL, self.stream.write_buf(&mut self.out)) => written,
-                () = self.entry.close.notified() => return Err(Gone),
+            let written = if patient {
+                timeout(STALL, self.write_some()).await
+            } else {
+                patient = true;
+                match self.write_some().now_or_never() {
+                    Some(written) => Ok(written),
+                    None => continue,
+                }
             };
             match written {
                 Ok(Ok(count)) if count > 0 => {
@@ -782,6 +843,33 @@ impl<S: Service> Connection<S> {
         self.entry.about.lock().expect("no panic while held").last = Instant::now();
         self.stream.flush().await.map_err(|_| Gone)
     }
+
+    /// Writes what the socket takes; nothing, to a client that was killed.
+    async fn write_some(&mut self) -> std::io::Result<usize> {
+        let Connection {
+            stream, out, entry, ..
+        } = self;
+        poll_fn(|cx| {
+            // One piece is what most replies are, and cheaper than a list of one.
+            let stream = Pin::new(&mut *stream);
+            let written = if out.is_one_piece() {
+                stream.poll_write(cx, out.chunk())
+            } else {
+                let mut pieces = [IoSlice::new(&[]); WRITE_PIECES_MAX];
+                let count = out.chunks_vectored(&mut pieces);
+                stream.poll_write_vectored(cx, &pieces[..count])
+            };
+            if let Poll::Ready(written) = written {
+                return Poll::Ready(written.inspect(|count| out.advance(*count)));
+            }
+            entry.called.register(cx.waker());
+            match entry.is_killed() {
+                true => Poll::Ready(Ok(0)),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
 }
 
 /// The next line for a monitor; never, for other connections.
@@ -796,47 +884,4 @@ async fn next_line(
 
 pub(super) fn internal() -> Reply {
     Reply::error("ERR internal error")
-}
-
-fn run_reads(
-    reading: &Reading,
-    requests: &[Request],
-    watched: &[(Bytes, u64)],
-    seed: u64,
-    together: bool,
-) -> Result<(Vec<Reply>, bool), storage::Error> {
-    let engine = |failure| match failure {
-        keyspace::Failure::Engine(error) => error,
-        other => storage::Error::new(storage::ErrorKind::Corruption, other.to_string()),
-    };
-    let view = View::new(&reading.view, reading.replicated_ms, reading.now_ms).map_err(engine)?;
-    for (key, modified) in watched {
-        if view.modified(key).map_err(engine)? != *modified {
-            return Ok((vec![Reply::NullArray], view.met_due()));
-        }
-    }
-    let (mut replies, mut bytes) = (Vec::with_capacity(requests.len()), 0);
-    for (n, request) in requests.iter().enumerate() {
-        let call = Call {
-            args: &request.slices(),
-            seed: seed.wrapping_add(n as u64),
-            room: match together {
-                true => REPLY_BYTES_MAX.saturating_sub(bytes),
-                false => REPLY_BYTES_MAX,
-            },
-        };
-        let reply = command::run_read(request.spec, &call, &view)?;
-        bytes += reply.bytes();
-        replies.push(reply);
-        if bytes >= READ_BYTES_MAX && !together {
-            break;
-        }
-    }
-    Ok((replies, view.met_due()))
-}
-
-/// The indices of the last changes of keys, as WATCH remembers them.
-pub(super) fn modified(reading: &Reading, keys: &[Bytes]) -> Result<Vec<u64>, keyspace::Failure> {
-    let view = View::new(&reading.view, reading.replicated_ms, reading.now_ms)?;
-    keys.iter().map(|key| view.modified(key)).collect()
 }

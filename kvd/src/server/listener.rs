@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use tokio::io::AsyncWriteExt as _;
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::Connection;
@@ -103,7 +103,8 @@ pub(super) fn begin<S: Service>(
             readonly: false,
         }),
         queued_bytes: AtomicUsize::new(0),
-        close: Notify::new(),
+        killed: AtomicBool::new(false),
+        called: AtomicWaker::new(),
     });
     clients.insert(entry.id, entry.clone());
     drop(clients);

@@ -6,10 +6,12 @@
 mod backup;
 mod cluster;
 mod connection;
+mod early;
 mod info;
 mod listener;
 mod monitor;
 mod pause;
+mod reads;
 mod service;
 mod session;
 mod slow_log;
@@ -18,11 +20,12 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use futures_util::task::AtomicWaker;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::connection::Queue;
@@ -32,7 +35,9 @@ use self::pause::Pause;
 use self::slow_log::{SlowLog, Spikes};
 use crate::doors::Doors;
 use crate::metrics::Metrics;
-use crate::node::{ConfigLimits, JoinRequest, ReadLevel, Reading, RedirectMode, Status, Written};
+use crate::node::{
+    ConfigLimits, Early, JoinRequest, ReadLevel, Reading, RedirectMode, Status, Written,
+};
 use crate::raft::entry::Group;
 use crate::raft::spool::Spool;
 use crate::raft::{Member, NodeId};
@@ -40,8 +45,12 @@ use crate::resp::Reply;
 
 /// What connections ask of a node. An error is one reply for every command of the request.
 pub trait Service: Clone + Send + Sync + 'static {
-    /// Proposes a group: held while there is no leader, forwarded on a follower.
-    fn propose(&self, group: Group) -> impl Future<Output = Result<Written, Reply>> + Send;
+    /// Proposes a group: held while there is no leader, forwarded on a follower. `early` may be shown the replies before.
+    fn propose(
+        &self,
+        group: Group,
+        early: Option<Early>,
+    ) -> impl Future<Output = Result<Written, Reply>> + Send;
     /// A consistent view as fresh as `level` says; a local one holds entry `after`.
     fn read(
         &self,
@@ -146,11 +155,15 @@ impl<S> Clone for Server<S> {
 struct Shared<S> {
     service: S,
     settings: Mutex<Arc<ServerSettings>>,
+    /// How often they were changed: connections keep them until this changes.
+    settings_changes: AtomicU64,
     metrics: Metrics,
     doors: Doors,
     next_id: AtomicU64,
     clients: Mutex<BTreeMap<u64, Arc<ClientEntry>>>,
     stopping: watch::Sender<bool>,
+    /// The same for connections, which look at it for each request.
+    stops: AtomicBool,
     pause: Pause,
     /// A connection holds a copy of all data.
     copying: Arc<AtomicBool>,
@@ -169,7 +182,9 @@ struct ClientEntry {
     about: Mutex<About>,
     queued_bytes: AtomicUsize,
     /// CLIENT KILL.
-    close: Notify,
+    killed: AtomicBool,
+    /// Wakes the connection for that, or for a stop of the server.
+    called: AtomicWaker,
 }
 
 /// The changing part of a client's line.
@@ -197,11 +212,13 @@ impl<S: Service> Server<S> {
             shared: Arc::new(Shared {
                 service,
                 settings: Mutex::new(Arc::new(settings)),
+                settings_changes: AtomicU64::new(0),
                 metrics: Metrics::default(),
                 doors,
                 next_id: AtomicU64::new(1),
                 clients: Mutex::default(),
                 stopping: watch::Sender::new(false),
+                stops: AtomicBool::new(false),
                 pause: Pause::default(),
                 copying: Arc::default(),
                 monitors: Monitors::default(),
@@ -214,7 +231,12 @@ impl<S: Service> Server<S> {
 
     /// Ends every connection once it has answered what it has taken on, and accepts no more.
     pub fn stop(&self) {
+        self.shared.stops.store(true, SeqCst);
         self.shared.stopping.send_replace(true);
+        let clients = self.shared.clients.lock().expect("no panic while held");
+        for entry in clients.values() {
+            entry.called.wake();
+        }
     }
 
     /// Connections at this moment.
@@ -234,15 +256,30 @@ impl<S: Service> Server<S> {
 
 impl<S> Shared<S> {
     fn is_stopping(&self) -> bool {
-        *self.stopping.borrow()
+        self.stops.load(SeqCst)
     }
 
     fn settings(&self) -> Arc<ServerSettings> {
         self.settings.lock().expect("no panic while held").clone()
     }
+
+    fn change_settings(&self, changed: ServerSettings) {
+        *self.settings.lock().expect("no panic while held") = changed.into();
+        self.settings_changes.fetch_add(1, SeqCst);
+    }
 }
 
 impl ClientEntry {
+    /// Ends the connection as soon as it waits for something.
+    fn kill(&self) {
+        self.killed.store(true, SeqCst);
+        self.called.wake();
+    }
+
+    fn is_killed(&self) -> bool {
+        self.killed.load(SeqCst)
+    }
+
     /// Notes how many commands of a transaction wait.
     fn queued(&self, queue: Option<&Queue>) {
         self.about.lock().expect("no panic while held").queued =

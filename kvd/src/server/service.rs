@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use super::Service;
-use crate::node::{ConfigLimits, JoinRequest, Node, ReadLevel, Reading, Status, Written};
+use crate::node::{ConfigLimits, Early, JoinRequest, Node, ReadLevel, Reading, Status, Written};
 use crate::raft::entry::Group;
 use crate::raft::spool::Spool;
 use crate::raft::{Member, NodeId};
 use crate::resp::Reply;
 
 impl Service for Node {
-    async fn propose(&self, group: Group) -> Result<Written, Reply> {
-        Node::propose(self, group).await
+    async fn propose(&self, group: Group, early: Option<Early>) -> Result<Written, Reply> {
+        Node::propose(self, group, early).await
     }
 
     async fn read(&self, level: ReadLevel, after: u64) -> Result<Reading, Reply> {

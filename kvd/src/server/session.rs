@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::connection::{Connection, Queue, internal, modified};
+use super::connection::{Connection, Queue, internal};
+use super::reads::modified;
 use super::{ClientEntry, Service, cluster, info};
 use crate::command::effect::{
     Client, ClientKind, Cluster, Config, Credentials, Effect, Hello, Latency, LibraryInfo,
@@ -322,7 +323,7 @@ impl<S: Service> Connection<S> {
         let writes = data.iter().any(|request| request.spec.is_write());
         let started = Instant::now();
         let (data, replies) = if writes {
-            match self.propose(&data, &watched).await {
+            match self.propose(&data, &watched, None).await {
                 Ok(replies) => (data, replies),
                 Err(reply) => return reply,
             }
@@ -506,7 +507,7 @@ impl<S: Service> Connection<S> {
             if entry.id == self.entry.id {
                 self.closing = true;
             } else {
-                entry.close.notify_one();
+                entry.kill();
             }
         }
         killed
@@ -545,7 +546,7 @@ impl<S: Service> Connection<S> {
                         return info::set_failed(info::BACKEND_OPTION, &why);
                     }
                 }
-                *self.shared.settings.lock().expect("no panic while held") = changed.into();
+                self.shared.change_settings(changed);
                 Reply::Ok
             }
             Config::ResetStat => {

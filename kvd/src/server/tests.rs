@@ -59,7 +59,7 @@ impl Fake {
 }
 
 impl Service for Fake {
-    async fn propose(&self, group: Group) -> Result<Written, Reply> {
+    async fn propose(&self, group: Group, _: Option<Early>) -> Result<Written, Reply> {
         let mut state = self.state();
         if let Some(refusal) = &state.refusal {
             return Err(refusal.clone());
