@@ -55,6 +55,8 @@ pub struct Executor {
     limits: Limits,
     due_left: bool,
     on_asked: OnAsked,
+    /// What was applied since this was asked for.
+    applied_bytes: usize,
     /// The last entry that carried a time.
     stamped: u64,
 }
@@ -83,6 +85,7 @@ impl Executor {
             limits,
             due_left: false,
             on_asked: Box::new(|_, _| Ok(())),
+            applied_bytes: 0,
             stamped: 0,
         })
     }
@@ -97,6 +100,11 @@ impl Executor {
     /// The last entry that carried a time; 0 while none was applied.
     pub fn stamped(&self) -> u64 {
         self.stamped
+    }
+
+    /// How many bytes were given to the store since this was asked for last.
+    pub fn take_applied_bytes(&mut self) -> usize {
+        std::mem::take(&mut self.applied_bytes)
     }
 
     /// Where the state stands.
@@ -168,7 +176,7 @@ impl Executor {
             }
         }
         let changes = txn.finish();
-        self.store.apply(changes.layer, position.to_mark());
+        self.applied_bytes += self.store.apply(changes.layer, position.to_mark());
         self.position = position;
         if asked {
             (self.on_asked)(&self.position, &self.store)?;

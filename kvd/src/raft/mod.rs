@@ -5,6 +5,7 @@ mod digests;
 pub mod entry;
 pub mod executor;
 pub mod log;
+mod pace;
 pub mod phases;
 pub mod position;
 pub mod reply_codec;

@@ -415,7 +415,7 @@ fn run(
                 log.phases().apply.note(since.elapsed());
                 drop(done.send(Ok(())));
                 // Now that everyone has their answers.
-                storing.wake();
+                storing.applied(executor.take_applied_bytes());
                 executor.store().tidy();
                 true
             }

@@ -1,16 +1,19 @@
 //! The worker that gives the engine what is applied, so that no client waits for the engine.
 //!
 //! It is lazy: the more waits, the less a change costs the engine, and what a key was in between
-//! never gets there. What waits is bounded; beyond the bound nothing more is applied.
+//! never gets there. What waits is bounded; beyond the bound nothing more is applied, and from a
+//! quarter of it on it is applied the slower the more waits, so that nobody stands still while the
+//! engine gets a batch.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::log::LogStore;
+use super::pace::Pace;
 use super::position::Position;
 use super::snapshot;
 use super::spool::Spool;
@@ -22,9 +25,9 @@ use crate::storage::{self, Amount, Store};
 
 /// From here on the engine gets something without being asked.
 const STORED_FROM: Amount = Amount {
-    bytes: 1 << 20,
-    changes: 4096,
-    layers: 48,
+    bytes: 8 << 20,
+    changes: 32768,
+    layers: 64,
 };
 
 /// What may wait for the engine. A batch of entries that begins below it may end above it.
@@ -61,6 +64,7 @@ pub(super) struct Storing {
     worker: Worker<Job>,
     asked: Arc<AtomicBool>,
     store: Arc<Store>,
+    pace: Arc<Pace>,
     room: Room,
 }
 
@@ -77,6 +81,7 @@ struct Hands {
     shared: Arc<Shared>,
     log: LogStore,
     observer: Arc<dyn Observer>,
+    pace: Arc<Pace>,
     room: Room,
     /// Nothing is left of epochs before this one.
     swept: u32,
@@ -92,11 +97,13 @@ impl Storing {
     ) -> Self {
         let room = Room::new(false);
         let asked = Arc::new(AtomicBool::new(false));
+        let pace = Arc::<Pace>::default();
         let mut hands = Hands {
             store: store.clone(),
             shared,
             log,
             observer,
+            pace: pace.clone(),
             room: room.clone(),
             swept: 0,
         };
@@ -116,25 +123,39 @@ impl Storing {
             worker,
             asked,
             store,
+            pace,
             room,
         }
     }
 
-    /// Has the engine get something, if much waits. Never blocks.
-    pub(super) fn wake(&self) {
+    /// So many bytes more wait. Never blocks.
+    pub(super) fn applied(&self, bytes: usize) {
+        self.pace.applied(bytes);
+        self.wake();
+    }
+
+    /// Has the engine get something, if much waits.
+    fn wake(&self) {
         if reached(self.store.waiting(), STORED_FROM) && !self.asked.swap(true, Ordering::AcqRel) {
             self.worker.submit(Job::Some);
         }
     }
 
-    /// Waits while too much waits.
+    /// Waits while too much waits, and a little where much does.
     pub(super) async fn room(&self) -> io::Result<()> {
         let mut changes = self.room.subscribe();
         loop {
             if *changes.borrow_and_update() {
                 return Err(ended());
             }
-            if !reached(self.store.waiting(), WAITING_MAX) {
+            let waiting = self.store.waiting();
+            if !reached(waiting, WAITING_MAX) {
+                let full = waiting.bytes as f64 / WAITING_MAX.bytes as f64;
+                if let Some(pause) = self.pace.pause(full) {
+                    let began = Instant::now();
+                    sleep(pause).await;
+                    self.pace.paused(began.elapsed());
+                }
                 return Ok(());
             }
             self.wake();
@@ -253,12 +274,13 @@ impl Hands {
 
     fn store_some(&self, wanted: u64) -> storage::Result<bool> {
         let began = Instant::now();
-        let some = self.store.store_some(wanted)?;
-        if some {
+        let bytes = self.store.store_some(wanted)?;
+        if bytes > 0 {
             self.log.phases().engine.note(began.elapsed());
+            self.pace.stored(bytes, began.elapsed());
             self.room.send_replace(false);
         }
-        Ok(some)
+        Ok(bytes > 0)
     }
 
     fn store_all(&self) -> storage::Result<()> {

@@ -119,19 +119,19 @@ impl Layer {
     }
 
     /// Adds all changes of a later layer.
-    pub fn absorb(&mut self, later: &Layer) {
+    pub fn absorb(&mut self, mut later: Layer) {
         for (from, to) in &later.ranges {
             self.delete_range(from, to);
         }
         self.filter = None;
         // A tree is joined with one of its own size in one pass, and takes a few keys one by one.
         if later.points.len() < self.points.len() / 16 {
-            for (key, value) in &later.points {
-                self.set(key.clone(), value.clone());
+            for (key, value) in later.points {
+                self.set(key, value);
             }
             return;
         }
-        self.points.append(&mut later.points.clone());
+        self.points.append(&mut later.points);
         let points = self.points.iter();
         self.bytes = points
             .map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len))

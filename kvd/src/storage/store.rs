@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::before::{self, Before, KEPT_BYTES_MAX, SHORT_GETS, Turn};
-use super::waiting::{self, Amount, Steps, Waiting};
+use super::waiting::{self, Amount, Step, Steps, Waiting};
 use super::{
     Caps, Engine, EngineView, Error, ErrorKind, Feed, Flow, Layer, Mark, Op, Range, Read, Result,
     Stack,
@@ -22,6 +22,9 @@ pub struct Store {
     shared: Arc<Shared>,
     /// What may be kept for long reads of an engine without views.
     kept_bytes_max: usize,
+    /// What was stored, and may be looked at by readers: it is let go by who stores, and not by a
+    /// reader, who would take long over it.
+    stored: Mutex<Vec<Arc<Step>>>,
 }
 
 #[derive(Default)]
@@ -129,6 +132,7 @@ impl Store {
             engine,
             shared: Arc::default(),
             kept_bytes_max: KEPT_BYTES_MAX,
+            stored: Mutex::default(),
         }
     }
 
@@ -253,11 +257,13 @@ impl Store {
     }
 
     /// Makes changes visible, and the mark of the state behind them; the engine gets them later.
-    /// For the one thread that applies.
-    pub fn apply(&self, layer: Layer, mark: Mark) {
+    /// Returns how many bytes more wait for it. For the one thread that applies.
+    pub fn apply(&self, layer: Layer, mark: Mark) -> usize {
+        let newest = Arc::new(mark.clone());
+        let step = Step::new(layer, mark);
         let mut table = self.shared.lock();
-        table.mark = Some(Arc::new(mark.clone()));
-        table.waiting.push(layer, mark);
+        table.mark = Some(newest);
+        table.waiting.push(step)
     }
 
     /// Makes one layer of many small ones, so that reads look through few. For the one thread that
@@ -277,12 +283,13 @@ impl Store {
     }
 
     /// Gives the engine some of what waits, as one batch, if anything of the layers up to number
-    /// `wanted` is among it; returns whether it was. For the one thread that stores.
+    /// `wanted` is among it; returns how many bytes fewer wait, 0 if it was not. For the one thread
+    /// that stores.
     ///
     /// # Errors
     ///
     /// The engine's own failure; nothing more may be stored after one.
-    pub fn store_some(&self, wanted: u64) -> Result<bool> {
+    pub fn store_some(&self, wanted: u64) -> Result<usize> {
         let (steps, readers) = {
             let mut table = self.shared.lock();
             loop {
@@ -302,7 +309,8 @@ impl Store {
             }
         };
         let Some(newest) = steps.last() else {
-            return Ok(false);
+            self.let_go(Vec::new());
+            return Ok(0);
         };
         crash_point!("store_taken");
         match &steps[..] {
@@ -311,9 +319,17 @@ impl Store {
         }
         let before = self.shared.lock().waiting.stored();
         crash_point!("store_dropped");
-        // Only now, outside of the lock.
         drop(before);
-        Ok(true)
+        let bytes = steps.iter().map(|step| step.bytes).sum();
+        self.let_go(steps);
+        Ok(bytes)
+    }
+
+    /// Forgets what was stored, but for what readers look at.
+    fn let_go(&self, steps: Vec<Arc<Step>>) {
+        let mut stored = self.stored.lock().expect("no panic while held");
+        stored.extend(steps);
+        stored.retain(|step| Arc::strong_count(step) > 1);
     }
 
     fn write_under(&self, readers: &[Arc<Before>], batch: &[Op<'_>], mark: &Mark) -> Result<()> {
@@ -336,7 +352,7 @@ impl Store {
     /// As for [`store_some`](Self::store_some).
     pub fn store_all(&self) -> Result<()> {
         let wanted = self.newest();
-        while self.store_some(wanted)? {}
+        while self.store_some(wanted)? > 0 {}
         Ok(())
     }
 
@@ -421,7 +437,7 @@ pub struct Latest {
 }
 
 impl Latest {
-    fn stack(&self) -> Stack<'_, Arc<waiting::Step>> {
+    fn stack(&self) -> Stack<'_, Arc<Step>> {
         Stack::new(&*self.engine, &self.steps)
     }
 }
@@ -531,7 +547,7 @@ impl ReadView {
     }
 
     /// The steps that are not in the source.
-    fn over<'a>(&'a self, base: &'a dyn Read) -> Stack<'a, Arc<waiting::Step>> {
+    fn over<'a>(&'a self, base: &'a dyn Read) -> Stack<'a, Arc<Step>> {
         Stack::new(base, &self.steps[self.stored..])
     }
 }

@@ -448,7 +448,7 @@ fn a_store_reads_as_if_nothing_waited(caps: Caps, at_length: bool, steps: &[Step
             Step::Tidy => store.tidy(),
             Step::Store => {
                 let waited = store.waiting().layers > 0;
-                assert_eq!(store.store_some(u64::MAX).unwrap(), waited);
+                assert_eq!(store.store_some(u64::MAX).unwrap() > 0, waited);
             }
             Step::StoreAll => {
                 store.store_all().unwrap();
@@ -551,17 +551,17 @@ fn many_small_layers_become_few() {
 fn batches_for_the_engine_are_bounded() {
     let store = Store::new(Arc::new(MemoryEngine::new()));
     let large = vec![0; 3 << 20];
-    for index in 1..=5_u64 {
+    for index in 1..=7_u64 {
         store.apply(layer(&[Op::Put(&index.to_be_bytes(), &large)]), mark(index));
     }
     let mut stored = Vec::new();
-    while store.store_some(u64::MAX).unwrap() {
+    while store.store_some(u64::MAX).unwrap() > 0 {
         let mark = store.engine().mark().unwrap();
         let entries = collect(&**store.engine(), ALL, usize::MAX).len();
         assert_eq!(entries as u64, mark.index);
         stored.push(mark.index);
     }
-    assert_eq!(stored, [2, 4, 5]);
+    assert_eq!(stored, [5, 7]);
 }
 
 /// A view that was opened in one thread may be closed in another, and the writer goes on then.

@@ -24,10 +24,10 @@ const FAN_IN: usize = 4;
 const JOINED_CHANGES_MAX: usize = 8192;
 
 /// Most changes of several steps that the engine gets at once; one step may be larger.
-const STORED_CHANGES_MAX: usize = 16384;
+const STORED_CHANGES_MAX: usize = 65536;
 
 /// Most bytes of several steps that the engine gets at once; one step may be larger.
-const STORED_BYTES_MAX: usize = 8 << 20;
+const STORED_BYTES_MAX: usize = 16 << 20;
 
 /// The changes from one mark to the next.
 pub(super) struct Step {
@@ -38,11 +38,17 @@ pub(super) struct Step {
     pub(super) number: u64,
     /// Of the oldest step that this one was made of.
     pub(super) first: u64,
-    bytes: usize,
+    /// Memory, about; never 0.
+    pub(super) bytes: usize,
 }
 
 impl Step {
-    fn new(mut layer: Layer, mark: Mark, first: u64, number: u64) -> Self {
+    /// Its numbers are given to it where it comes to the others.
+    pub(super) fn new(layer: Layer, mark: Mark) -> Self {
+        Self::numbered(layer, mark, 0, 0)
+    }
+
+    fn numbered(mut layer: Layer, mark: Mark, first: u64, number: u64) -> Self {
         layer.seal();
         Step {
             bytes: STEP_OVERHEAD + layer.bytes() + layer.len() * CHANGE_OVERHEAD,
@@ -118,12 +124,14 @@ impl Waiting {
         self.changes = self.steps.iter().map(|step| step.layer.len()).sum();
     }
 
-    /// Adds the newest changes.
-    pub(super) fn push(&mut self, layer: Layer, mark: Mark) {
+    /// Adds the newest changes; returns how many bytes more wait.
+    pub(super) fn push(&mut self, mut step: Step) -> usize {
         self.number += 1;
-        let step = Step::new(layer, mark, self.number, self.number);
+        (step.first, step.number) = (self.number, self.number);
+        let bytes = step.bytes;
         Arc::make_mut(&mut self.steps).push(Arc::new(step));
         self.count();
+        bytes
     }
 
     /// The newest steps that should become one, if there are any.
@@ -197,19 +205,21 @@ impl Joining {
     pub(super) fn join(&self) -> Step {
         let newest = self.0.last().expect("there are some");
         let layer = join(&self.0);
-        Step::new(layer, newest.mark.clone(), self.0[0].first, newest.number)
+        Step::numbered(layer, newest.mark.clone(), self.0[0].first, newest.number)
     }
 }
 
 /// The changes of all these steps, of which the last is the newest.
 pub(super) fn join(steps: &[Arc<Step>]) -> Layer {
-    let mut joined = Layer::new();
-    for step in steps {
-        if joined.is_empty() {
-            joined = step.layer.clone();
-        } else {
-            joined.absorb(&step.layer);
+    match steps {
+        [] => Layer::new(),
+        [step] => step.layer.clone(),
+        _ => {
+            // Halves: each change is moved a few times only.
+            let (older, newer) = steps.split_at(steps.len() / 2);
+            let mut joined = join(older);
+            joined.absorb(join(newer));
+            joined
         }
     }
-    joined
 }
