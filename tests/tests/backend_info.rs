@@ -34,6 +34,10 @@ fn info_says_what_the_engine_is_how_it_was_set_up_and_what_its_calls_cost() {
     assert_eq!(line("backend_option_cache_size"), "8MiB");
     assert!(line("backend_file").ends_with("libkvd_redb.so"));
     assert!(line("backend_capabilities").contains("view"));
+    // The engine gets writes a moment after their answers.
+    until("the engine has got a write", || {
+        part(&line("backend_call_write"), "calls") >= 1.0
+    });
     for call in ["get", "view", "write"] {
         let cost = line(&format!("backend_call_{call}"));
         assert!(part(&cost, "calls") >= 1.0, "{call}: {cost}");
