@@ -5,7 +5,7 @@ use std::path::Path;
 
 use kvd_plugin_api::testkit::crash;
 use kvd_plugin_api::testkit::fixture::{self, get};
-use kvd_plugin_api::testkit::history::{Model, ModelFeed, mark, write};
+use kvd_plugin_api::testkit::history::{Model, ModelFeed, mark};
 use kvd_plugin_api::{Backend, ErrorKind, Op, Result, View};
 
 use crate::LmdbBackend;
