@@ -156,13 +156,16 @@ impl Cluster<'_> {
     /// A member is killed in the middle of a write: its log has an unfinished record at its end,
     /// which the next start cuts off.
     pub(super) fn tear_log(&mut self, n: usize, random: &mut StdRng) -> bool {
+        if self.states[n].damaged {
+            return false;
+        }
         self.kill(n);
-        let Some(last) = self.chunks(n).pop() else {
+        let records = self.records(n);
+        let (Some(last), false) = (self.chunks(n).pop(), records.is_empty()) else {
             return false;
         };
         let bytes = fs::read(&last).unwrap();
         // A record like any other, of which not everything came.
-        let records = self.records(n);
         let record = &records[random.next_u64() as usize % records.len()];
         let part = 1 + random.next_u64() % (record.bytes - 1);
         let part = record.offset as usize..(record.offset + part) as usize;
