@@ -150,8 +150,7 @@ impl<'a> Cluster<'a> {
             .lines()
             .rfind(|line| line.contains("ERROR") || line.starts_with("kvd: "));
         let last = last.unwrap_or_default();
-        // EIO and ENOSPC.
-        let blames_disk = ["os error 5)", "os error 28)"]
+        let blames_disk = ["Input/output error", "No space left on device"]
             .iter()
             .any(|error| last.contains(error));
         let allowed = self.states[n].fallible && status.code() == Some(exit::IO) && blames_disk;
