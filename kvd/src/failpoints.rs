@@ -4,7 +4,7 @@
 //! `log_append_before=7*off->return` ends the process when it comes there for the eighth time.
 //! Only the cargo feature `failpoints` makes such a build; in any other the points are nothing.
 //!
-//! The same build can be told to have one of the bugs in [`PLANTS`]: the simulation must find it.
+//! The same build can be told to have one of the bugs in `PLANTS`: the simulation must find it.
 
 /// A step by name. A test build ends here if it was told to; any other has nothing here.
 #[cfg(feature = "failpoints")]
@@ -23,7 +23,7 @@ macro_rules! crash_point {
     ($name:literal) => {};
 }
 
-/// Whether a test build was told to have this bug, see [`PLANTS`]; any other build never has it.
+/// Whether a test build was told to have this bug, see `PLANTS`; any other build never has it.
 #[cfg(feature = "failpoints")]
 #[macro_export]
 macro_rules! planted {
