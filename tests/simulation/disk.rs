@@ -143,9 +143,7 @@ impl Journal for SimJournal {
     }
 
     fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        let committed = self.now.state().committed;
-        let eager = committed.filter(|_| planted(Plant::EagerPurge));
-        self.write(Record::Purge(eager.map_or(upto, |eager| eager.max(upto))));
+        self.write(Record::Purge(upto));
         self.now.purge(upto)
     }
 
@@ -164,6 +162,9 @@ impl Journal for SimJournal {
 
     fn save_committed(&mut self, committed: LogId) -> io::Result<()> {
         self.write(Record::Commit(committed));
+        if planted(Plant::EagerPurge) && self.now.state().purged.is_some() {
+            self.write(Record::Purge(committed));
+        }
         self.now.save_committed(committed)
     }
 
