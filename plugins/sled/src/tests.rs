@@ -35,16 +35,6 @@ fn killed_process_loses_nothing_that_was_synced() {
 }
 
 #[test]
-fn lost_power_takes_nothing_that_was_synced() {
-    let options = &[("cache_capacity", "16MiB")];
-    crash::check_power::<SledBackend>(
-        "tests::lost_power_takes_nothing_that_was_synced",
-        4,
-        options,
-    );
-}
-
-#[test]
 fn what_was_synced_survives_a_lost_process() {
     let dir = tempfile::tempdir().unwrap();
     let copy = tempfile::tempdir().unwrap();
