@@ -27,8 +27,15 @@ pub struct GenDir {
     dir: PathBuf,
     format: String,
     current: Option<u64>,
-    // Held for its lock, which ends when the file is closed.
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for GenDir {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that was just forked has a handle to it as
+        // well until its own program begins. What cannot be unlocked goes with the last handle.
+        let _ = self.lock.unlock();
+    }
 }
 
 /// A generation that is being built; see [`GenDir::prepare`].
@@ -84,7 +91,7 @@ impl GenDir {
             dir: dir.to_owned(),
             format: format.to_owned(),
             current,
-            _lock: lock,
+            lock,
         };
         if is_new {
             this.point_to(None)?;
@@ -394,6 +401,16 @@ mod tests {
         let gens = open(dir.path()).unwrap();
         assert_eq!(number(&gens), Some(1));
         assert!(!second.path().exists() && !dir.path().join(CURRENT_NEXT).exists());
+    }
+
+    #[test]
+    fn a_handle_that_a_forked_process_still_has_locks_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path()).unwrap();
+        let inherited = first.lock.try_clone().unwrap();
+        drop(first);
+        open(dir.path()).unwrap();
+        drop(inherited);
     }
 
     #[test]
