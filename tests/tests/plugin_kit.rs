@@ -168,8 +168,13 @@ fn the_shipped_engines_keep_the_contract_as_libraries() {
         let library = built().join(format!("libkvd_{name}.so"));
         let (code, said) = check(&library, &["--crash", "3"]);
         let failed: Vec<&str> = said.split("FAILED   ").skip(1).collect();
-        // What a loss of power does to sled is in its README.
-        let is_known = |part: &&str| name == "sled" && part.starts_with("loss_of_power_leaves_");
+        // What a loss of power takes from the middle of sled's files it does not miss; the plugin
+        // does, and refuses them.
+        let is_known = |part: &&str| {
+            name == "sled"
+                && part.starts_with("loss_of_power_leaves_")
+                && part.contains("what is there is not what was written")
+        };
         assert!(failed.iter().all(is_known), "{said}");
         let expected = if failed.is_empty() {
             exit::OK

@@ -4,6 +4,7 @@
 //! in one tree only. `sync` is sled's flush and then an fsync of its files, which sled's flush
 //! leaves out on Linux. There is no view.
 
+mod digest;
 mod error;
 mod store;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use kvd_plugin_api::{
 };
 use sled::Mode;
 
+use crate::digest::Digest;
 use crate::store::{Files, LIMITS, Settings, Store};
 
 const FORMAT: &str = "kvd-sled 1";
@@ -44,6 +46,7 @@ struct Writer {
 struct Current {
     store: Store,
     mark: Mark,
+    digest: Digest,
 }
 
 impl SledBackend {
@@ -51,12 +54,13 @@ impl SledBackend {
         let open = |path: &Path| Store::open(path, settings);
         let create = |path: &Path| {
             let (store, mut files) = Store::open(path, settings)?;
-            store.apply(store.prepare(&[], Some(&Mark::default()))?)?;
+            store.apply(store.prepare(&[], &Mark::default(), Digest::default())?)?;
             store.sync(&mut files)?;
             Ok((store, files))
         };
         let (generations, (store, files)) = GenDir::open_or_create(dir, FORMAT, open, create)?;
         let mark = store.mark()?;
+        let digest = store.digest(&mark)?;
         // What sled found after a crash need not be on disk: the first sync makes it so.
         let writer = Writer {
             generations,
@@ -66,7 +70,11 @@ impl SledBackend {
         Ok(SledBackend {
             settings,
             writer: Mutex::new(Some(writer)),
-            current: RwLock::new(Some(Current { store, mark })),
+            current: RwLock::new(Some(Current {
+                store,
+                mark,
+                digest,
+            })),
         })
     }
 
@@ -88,11 +96,11 @@ impl SledBackend {
         let writer = slot.as_mut().ok_or_else(Error::closed)?;
         let installed = writer.generations.install(|path| {
             let (store, mut files) = Store::open(path, self.settings)?;
-            store.fill(feed, mark)?;
+            let digest = store.fill(feed, mark)?;
             store.sync(&mut files)?;
-            Ok((store, files))
+            Ok((store, files, digest))
         });
-        let (store, files) = match installed {
+        let (store, files, digest) = match installed {
             Ok(installed) => installed?,
             Err(error) => {
                 // Either directory may be in force now, so nothing may be written to any.
@@ -105,6 +113,7 @@ impl SledBackend {
         drop(self.publish(Some(Current {
             store,
             mark: mark.clone(),
+            digest,
         })));
         Ok(())
     }
@@ -189,22 +198,24 @@ impl Backend for SledBackend {
         let writer = slot.as_mut().ok_or_else(Error::closed)?;
         let mut seen = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let current = seen.as_mut().ok_or_else(Error::closed)?;
-        let new_mark = (current.mark != *mark).then_some(mark);
-        if batch.is_empty() && new_mark.is_none() {
+        if batch.is_empty() && current.mark == *mark {
             return Ok(());
         }
-        let changes = current.store.prepare(batch, new_mark)?;
+        let changes = current.store.prepare(batch, mark, current.digest)?;
         writer.is_dirty = true;
-        if let Err(error) = current.store.apply(changes) {
-            // sled may have applied a part of it in memory, which nobody must see.
-            *seen = None;
-            *slot = None;
-            return Err(error);
+        match current.store.apply(changes) {
+            Ok(digest) => {
+                current.digest = digest;
+                current.mark.clone_from(mark);
+                Ok(())
+            }
+            Err(error) => {
+                // sled may have applied a part of it in memory, which nobody must see.
+                *seen = None;
+                *slot = None;
+                Err(error)
+            }
         }
-        if let Some(mark) = new_mark {
-            current.mark = mark.clone();
-        }
-        Ok(())
     }
 
     fn sync(&self) -> Result<Mark> {
@@ -263,12 +274,9 @@ impl Backend for SledBackend {
     }
 
     fn verify(&self) -> Result<()> {
-        let all = Range {
-            from: b"",
-            to: None,
-            reverse: false,
-        };
-        self.scan(all, &mut |_, _| Flow::Continue)
+        let current = self.current();
+        let current = current.as_ref().ok_or_else(Error::closed)?;
+        current.store.digest(&current.mark).map(drop)
     }
 
     fn close(&self) -> Result<()> {

@@ -11,10 +11,13 @@ use std::time::Duration;
 use kvd_plugin_api::{Error, ErrorKind, Feed, Flow, Limits, Mark, Op, Range, Result};
 use sled::{Batch, Db, IVec, Mode, Tree};
 
+use crate::digest::Digest;
 use crate::error::from_sled;
 
 /// The key of the mark. The host's keys carry [`USER`] in front, so none can be this one.
 const MARK: &[u8] = &[0];
+/// The key of the [`Digest`] over the mark and all of the host's entries.
+const DIGEST: &[u8] = &[0, 1];
 const USER: u8 = 1;
 /// Above every key of the host.
 const USER_END: &[u8] = &[USER + 1];
@@ -46,6 +49,12 @@ pub(crate) struct Store {
     db: Db,
     tree: Tree,
     dir: PathBuf,
+}
+
+/// A batch of sled's, and the digest of all entries behind it.
+pub(crate) struct Changes {
+    changes: Batch,
+    digest: Digest,
 }
 
 /// The files of a store that `sync` takes care of.
@@ -148,38 +157,65 @@ impl Store {
         Ok(())
     }
 
-    /// What `batch` comes to as one of sled's, with `mark` where one is given.
-    pub(crate) fn prepare(&self, batch: &[Op<'_>], mark: Option<&Mark>) -> Result<Batch> {
+    /// The digest of the entries as they are.
+    ///
+    /// # Errors
+    ///
+    /// `Corruption` when it is not the one that was written with them; sled's own.
+    pub(crate) fn digest(&self, mark: &Mark) -> Result<Digest> {
+        let mut digest = Digest::default();
+        for entry in self.tree.range(&[USER][..]..USER_END) {
+            let (key, value) = entry.map_err(from_sled)?;
+            digest.add(&key, &value);
+        }
+        match self.tree.get(DIGEST).map_err(from_sled)? {
+            // Directories of earlier versions have none.
+            Some(stored) if *stored != digest.with(mark) => Err(Error::new(
+                ErrorKind::Corruption,
+                "sled: what is there is not what was written: parts of it are gone",
+            )),
+            _ => Ok(digest),
+        }
+    }
+
+    /// What `batch` comes to as one of sled's behind the state of `digest`, with the mark that is
+    /// in force then.
+    pub(crate) fn prepare(
+        &self,
+        batch: &[Op<'_>],
+        mark: &Mark,
+        mut digest: Digest,
+    ) -> Result<Changes> {
         for op in batch {
             LIMITS.check(op)?;
         }
-        let mut changes = if batch.iter().any(|op| matches!(op, Op::DeleteRange(..))) {
-            self.expand(batch)?
-        } else {
-            let mut changes = Batch::default();
-            for op in batch {
-                match *op {
-                    Op::Put(key, value) => changes.insert(user_key(key), value),
-                    Op::Delete(key) => changes.remove(user_key(key)),
-                    Op::DeleteRange(..) => unreachable!("there is none in this batch"),
-                }
+        let mut changes = Batch::default();
+        for (key, change) in self.expand(batch)? {
+            if let Some(old) = self.tree.get(&key).map_err(from_sled)? {
+                digest.remove(&key, &old);
             }
-            changes
-        };
-        if let Some(mark) = mark {
-            changes.insert(MARK, mark.to_bytes());
+            match change {
+                Some(value) => {
+                    digest.add(&key, value);
+                    changes.insert(key, value);
+                }
+                None => changes.remove(key),
+            }
         }
-        Ok(changes)
+        changes.insert(MARK, mark.to_bytes());
+        changes.insert(DIGEST, &digest.with(mark));
+        Ok(Changes { changes, digest })
     }
 
     /// Applies what [`prepare`](Self::prepare) made; nothing may be written in between.
-    pub(crate) fn apply(&self, changes: Batch) -> Result<()> {
-        self.tree.apply_batch(changes).map_err(from_sled)
+    pub(crate) fn apply(&self, changes: Changes) -> Result<Digest> {
+        self.tree.apply_batch(changes.changes).map_err(from_sled)?;
+        Ok(changes.digest)
     }
 
-    /// sled has no removal of a range: the keys that are there, or were put earlier in the same
-    /// batch, are removed one by one, in the same batch.
-    fn expand(&self, batch: &[Op<'_>]) -> Result<Batch> {
+    /// What each key that `batch` touches becomes. sled has no removal of a range: the keys that
+    /// are there, or were put earlier in the same batch, are removed one by one.
+    fn expand<'a>(&self, batch: &[Op<'a>]) -> Result<BTreeMap<Vec<u8>, Option<&'a [u8]>>> {
         let mut changes: BTreeMap<Vec<u8>, Option<&[u8]>> = BTreeMap::new();
         for op in batch {
             match *op {
@@ -198,18 +234,12 @@ impl Store {
                 Op::DeleteRange(..) => {}
             }
         }
-        let mut expanded = Batch::default();
-        for (key, change) in changes {
-            match change {
-                Some(value) => expanded.insert(key, value),
-                None => expanded.remove(key),
-            }
-        }
-        Ok(expanded)
+        Ok(changes)
     }
 
     /// Fills a new store from `feed`.
-    pub(crate) fn fill(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
+    pub(crate) fn fill(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<Digest> {
+        let mut digest = Digest::default();
         let mut more = true;
         while more {
             let mut changes = Batch::default();
@@ -220,17 +250,20 @@ impl Store {
                     bytes += key.len() + value.len();
                     checked = LIMITS.check(&Op::Put(key, value));
                     if checked.is_ok() {
-                        changes.insert(user_key(key), value);
+                        let key = user_key(key);
+                        digest.add(&key, value);
+                        changes.insert(key, value);
                     }
                 })?;
                 checked?;
             }
             if !more {
                 changes.insert(MARK, mark.to_bytes());
+                changes.insert(DIGEST, &digest.with(mark));
             }
             self.tree.apply_batch(changes).map_err(from_sled)?;
         }
-        Ok(())
+        Ok(digest)
     }
 
     /// All entries in order, as a feed for another store; nothing may be written meanwhile.
@@ -250,6 +283,12 @@ impl Store {
     /// The size of all files, in bytes.
     pub(crate) fn disk_bytes(&self) -> Result<u64> {
         self.db.size_on_disk().map_err(from_sled)
+    }
+
+    /// What is below, for tests that damage it.
+    #[cfg(test)]
+    pub(crate) fn db(&self) -> &Db {
+        &self.db
     }
 
     /// The directory.

@@ -12,16 +12,20 @@ use kvd_plugin_api::{Backend, ErrorKind, Flow, Op, Range, Result};
 use sled::Mode;
 
 use crate::SledBackend;
-use crate::store::Settings;
+use crate::store::{Settings, Store};
+
+const SETTINGS: Settings = Settings {
+    cache_bytes: 16 << 20,
+    mode: Mode::LowSpace,
+};
 
 fn open(dir: &Path) -> Result<SledBackend> {
-    SledBackend::open_with(
-        dir,
-        Settings {
-            cache_bytes: 16 << 20,
-            mode: Mode::LowSpace,
-        },
-    )
+    SledBackend::open_with(dir, SETTINGS)
+}
+
+/// What the first contents of a directory look like from below.
+fn below(dir: &Path) -> Store {
+    Store::open(&dir.join("gen-1"), SETTINGS).unwrap().0
 }
 
 #[test]
@@ -75,15 +79,65 @@ fn foreign_directory_is_incompatible() {
 fn contents_without_a_mark_are_corruption() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()).unwrap());
-    let db = sled::open(dir.path().join("gen-1")).unwrap();
+    let store = below(dir.path());
+    let db = store.db();
     db.remove([0]).unwrap().expect("the mark is there");
     db.insert([1, 2], "value").unwrap();
     db.flush().unwrap();
-    drop(db);
+    drop(store);
     assert_eq!(
         open(dir.path()).err().unwrap().kind(),
         ErrorKind::Corruption
     );
+}
+
+/// As after a loss of power that took a part of what was not synced, from the middle.
+#[test]
+fn contents_that_are_not_those_that_were_written_are_corruption() {
+    type Loss = fn(&sled::Db);
+    let losses: [Loss; 4] = [
+        |db| drop(db.remove(db.scan_prefix([1]).keys().next().unwrap().unwrap())),
+        |db| drop(db.insert(db.scan_prefix([1]).keys().last().unwrap().unwrap(), "old")),
+        |db| drop(db.insert([1, 255], "removed once")),
+        |db| drop(db.insert([0], mark(29).to_bytes())),
+    ];
+    for lose in losses {
+        let dir = tempfile::tempdir().unwrap();
+        let backend = open(dir.path()).unwrap();
+        (1..=30).for_each(|index| write(&backend, index));
+        backend.verify().unwrap();
+        drop(backend);
+        let store = below(dir.path());
+        let db = store.db();
+        lose(db);
+        db.flush().unwrap();
+        drop(store);
+        assert_eq!(
+            open(dir.path()).err().unwrap().kind(),
+            ErrorKind::Corruption
+        );
+    }
+}
+
+#[test]
+fn a_directory_without_a_digest_gets_one_with_the_next_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path()).unwrap();
+    (1..=30).for_each(|index| write(&backend, index));
+    drop(backend);
+    let store = below(dir.path());
+    let db = store.db();
+    db.remove([0, 1]).unwrap().expect("the digest is there");
+    drop(store);
+    let backend = open(dir.path()).unwrap();
+    assert_eq!(Model::of(&backend), Model::at(30));
+    write(&backend, 31);
+    drop(backend);
+    let store = below(dir.path());
+    let db = store.db();
+    assert!(db.contains_key([0, 1]).unwrap());
+    drop(store);
+    assert_eq!(Model::of(&open(dir.path()).unwrap()), Model::at(31));
 }
 
 #[test]
