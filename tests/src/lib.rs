@@ -396,6 +396,28 @@ pub fn kvd(args: &[&str]) -> Output {
         .expect("kvd starts")
 }
 
+/// A path as an argument.
+///
+/// # Panics
+///
+/// It is not UTF-8.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("a path of the tests is UTF-8")
+}
+
+/// Runs kvd, which must succeed, and returns what it prints.
+///
+/// # Panics
+///
+/// It ends otherwise.
+#[track_caller]
+pub fn done(args: &[&str]) -> String {
+    let output = kvd(args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{args:?}: {said}");
+    String::from_utf8(output.stdout).expect("kvd prints UTF-8")
+}
+
 /// Runs kvd, which must fail: with this exit code, and one line with `part`, perhaps with a hint.
 ///
 /// # Panics

@@ -67,16 +67,20 @@ fn a_node_alone_whose_log_fails_stops_and_loses_nothing() {
     }
 }
 
+/// A cluster on these engines, whose disks can fail.
+fn cluster(root: &Path, backends: [&str; 3]) -> Vec<Node> {
+    let nodes = backends.iter().enumerate();
+    let node = |(n, backend): (usize, &&str)| fallible(root, &format!("node{n}"), backend);
+    let mut nodes: Vec<Node> = nodes.map(node).collect();
+    join(&mut nodes);
+    nodes
+}
+
 #[test]
 fn the_others_go_on_when_a_members_log_or_engine_fails() {
     let _alone = alone();
     let temp = tempfile::tempdir().unwrap();
-    let mut nodes: Vec<Node> = ["redb", "redb", "redb"]
-        .iter()
-        .enumerate()
-        .map(|(n, backend)| fallible(temp.path(), &format!("node{n}"), backend))
-        .collect();
-    join(&mut nodes);
+    let mut nodes = cluster(temp.path(), ["redb", "redb", "redb"]);
     let writes = Writes::default();
     for what in [LOG[0], LOG[1], "sync /engine/", "write /engine/"] {
         for leads in [true, false] {
@@ -134,17 +138,11 @@ fn a_node_whose_disk_fails_at_its_start_ends_as_one_whose_disk_fails_later() {
     }
 }
 
-/// A failed sync is not tried again, nor followed by another one that seems to succeed.
 #[test]
 fn the_others_go_on_when_an_engine_of_another_kind_fails() {
     let _alone = alone();
     let temp = tempfile::tempdir().unwrap();
-    let mut nodes: Vec<Node> = ["redb", "sled", "fjall"]
-        .iter()
-        .enumerate()
-        .map(|(n, backend)| fallible(temp.path(), &format!("node{n}"), backend))
-        .collect();
-    join(&mut nodes);
+    let mut nodes = cluster(temp.path(), ["redb", "sled", "fjall"]);
     let writes = Writes::default();
     for what in ["sync /engine/", "write /engine/"] {
         for n in 1..3 {

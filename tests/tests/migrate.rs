@@ -5,22 +5,11 @@ use std::path::{Path, PathBuf};
 
 use kvd::exit;
 use kvd::resp::Reply;
-use kvd_tests::{Client, Node, alone, cluster, kvd, leader, level_digests, refused, until};
+use kvd_tests::{
+    Client, Node, alone, cluster, done, kvd, leader, level_digests, refused, text, until,
+};
 
 use crate::crash::{Writes, survive};
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-/// Runs kvd, which must succeed, and returns what it prints.
-#[track_caller]
-fn done(args: &[&str]) -> String {
-    let output = kvd(args);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(exit::OK), "{args:?}: {said}");
-    String::from_utf8(output.stdout).unwrap()
-}
 
 /// Copies a stopped node to an engine, beside its directory; later starts are there.
 fn migrate(node: &mut Node, backend: &str) -> String {

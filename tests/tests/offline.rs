@@ -2,24 +2,11 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use kvd::exit;
 use kvd::resp::Reply;
-use kvd_tests::{Node, alone, cluster, kvd, level_digests, refused, until};
-
-/// Runs kvd, which must succeed, and returns what it prints.
-#[track_caller]
-fn done(args: &[&str]) -> String {
-    let output = kvd(args);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(exit::OK), "{args:?}: {said}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
+use kvd_tests::{Node, alone, cluster, done, kvd, level_digests, refused, text, until};
 
 /// The value behind a name in what `kvd data verify` and its like print.
 fn value(printed: &str, name: &str) -> String {
