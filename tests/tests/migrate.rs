@@ -65,10 +65,11 @@ fn a_stopped_node_is_the_same_node_on_each_other_engine() {
     assert!(!client.call(&["ONCE.TOKEN"]).is_error());
     let id = node.info("raft_node_id").unwrap();
     let cluster = node.info("raft_cluster_id").unwrap();
-    for (round, backend) in ["sled", "memory", "redb", "memory", "sled", "redb"]
-        .iter()
-        .enumerate()
-    {
+    let backends = [
+        "sled", "memory", "redb", "memory", "fjall", "redb", "fjall", "sled", "fjall", "memory",
+        "sled", "redb",
+    ];
+    for (round, backend) in backends.iter().enumerate() {
         // In order, and as by a crash: then part of the state is in the log alone.
         match round % 2 {
             0 => assert_eq!(node.terminate(), Some(exit::OK)),
@@ -230,7 +231,7 @@ fn all_members_of_a_serving_cluster_change_engine_by_copies() {
     let temp = tempfile::tempdir().unwrap();
     let mut nodes = cluster(temp.path(), &["redb", "redb", "redb"]);
     let writes = Writes::default();
-    for backend in ["sled", "memory"] {
+    for backend in ["sled", "fjall"] {
         survive(&mut nodes, &writes, |nodes| {
             for n in 0..nodes.len() {
                 assert_eq!(nodes[n].terminate(), Some(exit::OK), "{}", nodes[n].log());
@@ -242,7 +243,7 @@ fn all_members_of_a_serving_cluster_change_engine_by_copies() {
         });
     }
     for node in &nodes {
-        assert_eq!(node.info("backend_name").as_deref(), Some("memory"));
+        assert_eq!(node.info("backend_name").as_deref(), Some("fjall"));
     }
 }
 
@@ -253,7 +254,7 @@ fn all_members_of_a_serving_cluster_change_engine_by_leaving_and_joining() {
     let mut nodes = cluster(temp.path(), &["memory", "memory", "memory"]);
     let writes = Writes::default();
     survive(&mut nodes, &writes, |nodes| {
-        for (n, backend) in ["redb", "sled", "redb"].into_iter().enumerate() {
+        for (n, backend) in ["redb", "sled", "fjall"].into_iter().enumerate() {
             let (name, others) = (format!("node{n}"), (n + 1) % 3);
             let mut client = nodes[others].client();
             assert_eq!(client.call(&["LEAVE", &name]), Reply::Ok);

@@ -38,12 +38,16 @@ use self::report::Report;
 const CLIENTS: u64 = 5;
 
 /// The members' engines, stretch by stretch.
-const ENGINES: [&str; 4] = [
+const ENGINES: [&str; 5] = [
+    "redb,sled,fjall",
     "redb,redb,redb",
-    "redb,sled,memory",
+    "fjall,fjall,memory",
     "sled,sled,sled",
-    "redb,sled,memory,redb,sled",
+    EACH_ENGINE,
 ];
+
+/// Five members, for some shapes of partition need them, with engines of all kinds.
+const EACH_ENGINE: &str = "redb,sled,fjall,memory,fjall";
 
 /// Long histories take long to judge, and say no more.
 const STRETCH_SECONDS_MAX: u64 = 45;
@@ -246,8 +250,7 @@ fn histories_of_real_processes_under_faults_are_linearizable() {
     let engines: Vec<&str> = match (&told, seconds) {
         (Some(told), _) => told.split(';').collect(),
         (None, Some(_)) => ENGINES.to_vec(),
-        // Five members, for some shapes of partition need them, with engines of all kinds.
-        (None, None) => vec![ENGINES[3]],
+        (None, None) => vec![EACH_ENGINE],
     };
     let report = Mutex::new(Report::new());
     {
