@@ -6,6 +6,7 @@
 
 mod digest;
 mod error;
+mod flush;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -53,9 +54,9 @@ impl SledBackend {
     fn open_with(dir: &Path, settings: Settings) -> Result<Self> {
         let open = |path: &Path| Store::open(path, settings);
         let create = |path: &Path| {
-            let (store, mut files) = Store::open(path, settings)?;
+            let (store, files) = Store::open(path, settings)?;
             store.apply(store.prepare(&[], &Mark::default(), Digest::default())?)?;
-            store.sync(&mut files)?;
+            store.sync(&files)?;
             Ok((store, files))
         };
         let (generations, (store, files)) = GenDir::open_or_create(dir, FORMAT, open, create)?;
@@ -95,9 +96,9 @@ impl SledBackend {
     fn install(&self, slot: &mut Option<Writer>, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
         let writer = slot.as_mut().ok_or_else(Error::closed)?;
         let installed = writer.generations.install(|path| {
-            let (store, mut files) = Store::open(path, self.settings)?;
+            let (store, files) = Store::open(path, self.settings)?;
             let digest = store.fill(feed, mark)?;
-            store.sync(&mut files)?;
+            store.sync(&files)?;
             Ok((store, files, digest))
         });
         let (store, files, digest) = match installed {
@@ -226,7 +227,7 @@ impl Backend for SledBackend {
         let current = current.as_ref().ok_or_else(Error::closed)?;
         let mark = current.mark.clone();
         if writer.is_dirty {
-            if let Err(error) = current.store.sync(&mut writer.files) {
+            if let Err(error) = current.store.sync(&writer.files) {
                 // The kernel reports a failed write once: a second sync would seem to succeed.
                 *slot = None;
                 return Err(error);

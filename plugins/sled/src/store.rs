@@ -1,7 +1,6 @@
 //! One sled directory: the tree, the mark in it, and the files to sync.
 
-use std::collections::{BTreeMap, HashSet};
-use std::ffi::OsString;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -13,6 +12,7 @@ use sled::{Batch, Db, IVec, Mode, Tree};
 
 use crate::digest::Digest;
 use crate::error::from_sled;
+use crate::flush::{Watched, sync_blobs};
 
 /// The key of the mark. The host's keys carry [`USER`] in front, so none can be this one.
 const MARK: &[u8] = &[0];
@@ -59,16 +59,15 @@ pub(crate) struct Changes {
 
 /// The files of a store that `sync` takes care of.
 pub(crate) struct Files {
-    dir: PathBuf,
+    dir: Watched,
     /// Open from before the first write, so that no failed write-back goes unseen.
     log: File,
-    /// Files that are written once, and were synced.
-    synced: HashSet<OsString>,
 }
 
 impl Store {
-    /// Opens sled in `dir`, making it where there is none.
+    /// Opens sled in `dir`, making it where there is none. What it found or made is durable then.
     pub(crate) fn open(dir: &Path, settings: Settings) -> Result<(Store, Files)> {
+        remove_half_made(dir)?;
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity(settings.cache_bytes)
@@ -84,12 +83,7 @@ impl Store {
             }
             tries += 1;
         };
-        let log = File::open(dir.join("db"))?;
-        let files = Files {
-            dir: dir.to_owned(),
-            log,
-            synced: HashSet::new(),
-        };
+        let files = Files::new(dir)?;
         // sled's default tree: the only one, because a batch is atomic in one tree alone.
         let tree = Tree::clone(&db);
         Ok((
@@ -272,10 +266,7 @@ impl Store {
     }
 
     /// Makes all earlier writes durable.
-    ///
-    /// sled's own flush asks the kernel to write ranges of its log (`sync_file_range`): that
-    /// neither empties the disk's cache nor covers the file's length or the files of big values.
-    pub(crate) fn sync(&self, files: &mut Files) -> Result<()> {
+    pub(crate) fn sync(&self, files: &Files) -> Result<()> {
         self.db.flush().map_err(from_sled)?;
         files.sync()
     }
@@ -313,46 +304,57 @@ impl Feed for StoreFeed {
 }
 
 impl Files {
-    /// Syncs the log, every new file beside it, and the directories.
-    pub(crate) fn sync(&mut self) -> Result<()> {
-        // What the log points to comes first.
-        let mut found = HashSet::new();
-        let has_new_blobs = self.sync_new(&self.dir.join("blobs"), &mut found)?;
-        let has_new_files = self.sync_new(&self.dir, &mut found)?;
-        self.log.sync_all()?;
-        if has_new_blobs {
-            File::open(self.dir.join("blobs"))?.sync_all()?;
-        }
-        if has_new_files {
-            File::open(&self.dir)?.sync_all()?;
-        }
-        self.synced = found;
-        Ok(())
-    }
-
-    /// Syncs the files of `dir` that were not yet, and adds all that are there to `found`.
-    fn sync_new(&self, dir: &Path, found: &mut HashSet<OsString>) -> Result<bool> {
-        let mut has_new = false;
+    /// The files of sled's in `dir`; what is there is made durable, and so are its names.
+    fn new(dir: &Path) -> Result<Self> {
+        // First, so that nothing that sled writes from now on is overlooked.
+        let files = Files {
+            dir: Watched::new(dir)?,
+            log: File::open(dir.join("db"))?,
+        };
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            let name = entry.file_name();
-            // Half-made snapshots of its index, which sled syncs and renames by itself.
-            if name.as_encoded_bytes().ends_with(b".generating") {
-                continue;
+            if entry.file_type()?.is_file() {
+                File::open(entry.path())?.sync_all()?;
             }
-            if !self.synced.contains(&name) {
-                match File::open(entry.path()) {
-                    Ok(file) => file.sync_all()?,
-                    // Removed since, because nothing needs it any more.
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                    Err(error) => return Err(error.into()),
-                }
-                has_new = true;
-            }
-            found.insert(name);
         }
-        Ok(has_new)
+        sync_blobs(files.dir.path())?;
+        File::open(dir)?.sync_all()?;
+        Ok(files)
     }
+
+    /// How many files of large values are known to be on the disk.
+    #[cfg(test)]
+    pub(crate) fn synced_blobs(&self) -> usize {
+        self.dir.synced()
+    }
+
+    /// Syncs what sled's flush has written: again where that was a sync, and for the first time
+    /// where nothing was put in the place of sled's own.
+    fn sync(&self) -> Result<()> {
+        // What the log points to comes first.
+        sync_blobs(self.dir.path())?;
+        Ok(self.log.sync_all()?)
+    }
+}
+
+/// Removes what a crash left of a snapshot of sled's own index: sled would take it for a whole one,
+/// and refuse it as damaged.
+fn remove_half_made(dir: &Path) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .ends_with(b".generating")
+        {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 #[expect(

@@ -12,6 +12,8 @@ use kvd_plugin_api::{Backend, ErrorKind, Flow, Op, Range, Result};
 use sled::Mode;
 
 use crate::SledBackend;
+#[cfg(wrapped)]
+use crate::flush::LOG_SYNCS;
 use crate::store::{Settings, Store};
 
 const SETTINGS: Settings = Settings {
@@ -36,6 +38,42 @@ fn killed_process_loses_nothing_that_was_synced() {
         8,
         options,
     );
+}
+
+#[test]
+fn lost_power_takes_nothing_that_was_synced() {
+    let options = &[("cache_capacity", "16MiB")];
+    crash::check_power::<SledBackend>(
+        "tests::lost_power_takes_nothing_that_was_synced",
+        4,
+        options,
+    );
+}
+
+/// sled notes in its log that it is on the disk, so it must be, and what it points to as well.
+#[cfg(wrapped)]
+#[test]
+fn sleds_own_flush_is_a_sync_of_its_log_and_of_large_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, files) = Store::open(dir.path(), SETTINGS).unwrap();
+    assert_eq!(files.synced_blobs(), 0);
+    let before = LOG_SYNCS.load(Ordering::Relaxed);
+    store.db().insert([1], vec![0; 300_000]).unwrap();
+    store.db().flush().unwrap();
+    assert_eq!(files.synced_blobs(), 1);
+    assert!(LOG_SYNCS.load(Ordering::Relaxed) > before);
+}
+
+/// After a crash at an opening; sled itself takes it for a whole one (its issue 1533).
+#[test]
+fn a_half_made_snapshot_of_sleds_index_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path()).unwrap();
+    (1..=5).for_each(|index| write(&backend, index));
+    drop(backend);
+    let half = dir.path().join("gen-1/snap.00000000FFFFFFFF.generating");
+    fs::write(half, "half").unwrap();
+    assert_eq!(Model::of(&open(dir.path()).unwrap()), Model::at(5));
 }
 
 #[test]

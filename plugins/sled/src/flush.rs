@@ -1,0 +1,153 @@
+//! What sled leaves out between its writes: syncs.
+//!
+//! sled notes in its log how far it is on the disk, overwrites what is replaced behind that point,
+//! and after a crash passes over what it cannot read before it. But on Linux it asks for a
+//! `sync_file_range` in between, which neither empties the disk's cache nor covers the file's
+//! length. And it never syncs the files of large values, of which a crash may leave what the log
+//! says of them alone; that it passes over as well. So a loss of power could take a part from the
+//! middle, even of what had been synced.
+//!
+//! `build.rs` has the linker send two calls of this library here. Before sled's log is written, the
+//! files of large values are synced; and `sync_file_range` is an `fdatasync`. Elsewhere sled calls
+//! `fsync` by itself, and large values are as it leaves them until the plugin's own sync.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+/// The files of large values that were synced, and how long they were: one that is longer now was
+/// still being written.
+type Blobs = HashMap<OsString, u64>;
+
+/// Those of each open directory of sled's.
+static SYNCED: LazyLock<Mutex<HashMap<PathBuf, Blobs>>> = LazyLock::new(Mutex::default);
+
+fn synced() -> MutexGuard<'static, HashMap<PathBuf, Blobs>> {
+    SYNCED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How often sled's logs were synced for it.
+#[cfg(all(test, wrapped))]
+pub(crate) static LOG_SYNCS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// A directory of sled's whose large values are watched, for as long as this lives.
+pub(crate) struct Watched(PathBuf);
+
+impl Watched {
+    pub(crate) fn new(dir: &Path) -> io::Result<Self> {
+        let dir = dir.canonicalize()?;
+        synced().insert(dir.clone(), Blobs::new());
+        Ok(Watched(dir))
+    }
+
+    /// How many files were synced.
+    #[cfg(test)]
+    pub(crate) fn synced(&self) -> usize {
+        synced().get(&self.0).map_or(0, Blobs::len)
+    }
+
+    /// Where it is, by the name that the kernel has for it.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        synced().remove(&self.0);
+    }
+}
+
+/// Syncs the files of large values that were not yet, and their names.
+pub(crate) fn sync_blobs(dir: &Path) -> io::Result<()> {
+    let blobs = dir.join("blobs");
+    let entries = match fs::read_dir(&blobs) {
+        // Replaced as a whole since: nobody needs it any more.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    let mut found = Blobs::new();
+    for entry in entries {
+        let entry = entry?;
+        match entry.metadata() {
+            Ok(meta) => drop(found.insert(entry.file_name(), meta.len())),
+            // Removed since, because nothing needs it any more.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(synced) = synced().get_mut(dir) {
+        synced.retain(|name, bytes| found.get(name) == Some(bytes));
+        found.retain(|name, _| !synced.contains_key(name));
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    for name in found.keys() {
+        match File::open(blobs.join(name)) {
+            Ok(file) => file.sync_all()?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    File::open(&blobs)?.sync_all()?;
+    if let Some(synced) = synced().get_mut(dir) {
+        synced.extend(found);
+    }
+    Ok(())
+}
+
+#[cfg(wrapped)]
+#[expect(
+    unsafe_code,
+    reason = "the C library's own names and shapes of functions"
+)]
+mod wrapped {
+    use std::ffi::{c_int, c_uint, c_void};
+    use std::io;
+    use std::panic::catch_unwind;
+
+    use super::sync_blobs;
+
+    unsafe extern "C" {
+        fn __real_pwrite64(file: c_int, bytes: *const c_void, len: usize, at: i64) -> isize;
+    }
+
+    /// What is called for `pwrite64`, in this library by sled alone and for its log alone.
+    ///
+    /// # Safety
+    ///
+    /// As of `pwrite64`.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn __wrap_pwrite64(
+        log: c_int,
+        bytes: *const c_void,
+        len: usize,
+        at: i64,
+    ) -> isize {
+        let synced = catch_unwind(|| {
+            let log = std::fs::read_link(format!("/proc/self/fd/{log}"))?;
+            log.parent().map_or(Ok(()), sync_blobs)
+        });
+        let synced = synced.unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::EIO)));
+        if let Err(error) = synced {
+            // SAFETY: it is this thread's own number, and always there.
+            unsafe { *libc::__errno_location() = error.raw_os_error().unwrap_or(libc::EIO) };
+            return -1;
+        }
+        // SAFETY: as the caller promises.
+        unsafe { __real_pwrite64(log, bytes, len, at) }
+    }
+
+    /// What is called for `sync_file_range`, by sled alone and for its log alone.
+    #[unsafe(no_mangle)]
+    extern "C" fn __wrap_sync_file_range(log: c_int, _at: i64, _len: i64, _flags: c_uint) -> c_int {
+        #[cfg(test)]
+        super::LOG_SYNCS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        // SAFETY: a number is passed, and a wrong one is an error.
+        unsafe { libc::fdatasync(log) }
+    }
+}
