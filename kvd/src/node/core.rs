@@ -139,7 +139,10 @@ impl Core {
                 let news = metrics.borrow_watched();
                 news.membership_config.membership().nodes().count() == 1
             };
-            self.log.sync_in_place(alone);
+            // A leader has entries to send meanwhile; who follows has to answer first of all that
+            // it has them.
+            let leads = metrics.borrow_watched().state == ServerState::Leader;
+            self.log.sync_in_place(alone || !leads);
             self.machine.apply_in_place(alone);
             let now = {
                 let metrics = metrics.borrow_watched();

@@ -643,7 +643,8 @@ impl Node {
         let service = transport::Service::new(context, shared.slot.clone(), port.clone(), port);
         // Not when a stop begins: a node that hands leadership over must hear of its successor.
         let mut stopped = self.shared.stopped.subscribe();
-        shared.scope.spawn_on(&shared.io, async move {
+        // What is accepted wakes the thread that accepted it.
+        shared.scope.spawn_on(&shared.runtime, async move {
             let stop = async {
                 // The sender lives in the node itself.
                 drop(stopped.wait_for(|stopped| *stopped).await);
@@ -960,6 +961,7 @@ impl Shared {
             auth: self.auth.clone(),
             limits: self.wire.clone(),
             io: self.io.clone(),
+            raft: self.runtime.clone(),
             workers: self.doors.workers.clone(),
         }
     }

@@ -7,6 +7,7 @@ use std::ops::{Bound, ControlFlow, RangeBounds};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::Duration;
 
 use futures_util::Stream;
 use openraft::OptionalSend;
@@ -31,6 +32,9 @@ pub(super) const READ_BYTES_MAX: usize = 1 << 20;
 /// What is longer than this is never synced by the thread that appends it.
 const SYNCED_IN_PLACE_MAX: usize = 64 << 10;
 
+/// Where the last sync took longer than this, the next one is left to the log's thread.
+const SYNCED_IN_PLACE_WITHIN: Duration = Duration::from_millis(4);
+
 /// The folder with the chunks, beside the `FORMAT` file.
 pub(super) const CHUNKS: &str = "chunks";
 
@@ -53,6 +57,8 @@ struct Inner {
     holds: Holds,
     /// Whoever appends may wait for the sync itself.
     in_place: AtomicBool,
+    /// The last sync took long.
+    slow: AtomicBool,
     failed: OnceLock<String>,
     on_fatal: OnFatal,
     metrics: Metrics,
@@ -167,6 +173,7 @@ impl LogStore {
                 floor: AtomicU64::new(0),
                 holds: Holds::default(),
                 in_place: AtomicBool::new(false),
+                slow: AtomicBool::new(false),
                 failed: OnceLock::new(),
                 on_fatal,
                 metrics: Metrics::default(),
@@ -256,8 +263,9 @@ impl LogStore {
         self.inner.holds.give_up();
     }
 
-    /// Says whether the thread that appends has nothing else to do until a short append is durable:
-    /// it then syncs by itself, which spares two wake-ups of threads.
+    /// Says whether the thread that appends has nothing better to do until a short append is
+    /// durable: it then syncs by itself, which spares two wake-ups of threads, as long as the disk
+    /// is quick.
     pub fn sync_in_place(&self, allowed: bool) {
         self.inner.in_place.store(allowed, Ordering::Relaxed);
     }
@@ -414,7 +422,7 @@ impl Inner {
         if waiting.flushing {
             return Ok(());
         }
-        if !self.in_place.load(Ordering::Relaxed) {
+        if !self.in_place.load(Ordering::Relaxed) || self.slow.load(Ordering::Relaxed) {
             self.begin(&mut **journal, &mut waiting);
             return Ok(());
         }
@@ -507,7 +515,10 @@ impl Inner {
 
     /// Ends a flush, and begins the next where someone waits.
     fn end(self: &Arc<Self>, covered: u64, began: Instant) {
-        self.phases.fsync.note(began.elapsed());
+        let took = began.elapsed();
+        self.phases.fsync.note(took);
+        self.slow
+            .store(took > SYNCED_IN_PLACE_WITHIN, Ordering::Relaxed);
         // The next flush begins before anyone is told of this one: the disk need not wait.
         let mut journal = self.journal.write().expect("no panic while held");
         let mut waiting = self.waiting.lock().expect("no panic while held");

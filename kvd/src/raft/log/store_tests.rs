@@ -324,6 +324,8 @@ async fn a_short_append_can_be_durable_when_it_returns() {
     log.wait_flushed(0).await.unwrap();
     log.sync_in_place(true);
     for index in 1..10 {
+        // Whatever else the disk is busy with.
+        log.inner.slow.store(false, Ordering::Relaxed);
         log.append([entry(1, index)], IOFlushed::noop())
             .await
             .unwrap();
@@ -340,10 +342,10 @@ async fn a_short_append_can_be_durable_when_it_returns() {
     assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 11);
 }
 
-/// A journal whose syncs in place fail.
-struct Failing(MemoryJournal);
+/// A journal whose syncs in place end like this, and that counts its flushes.
+struct InPlace(MemoryJournal, fn() -> io::Result<()>, Arc<AtomicUsize>);
 
-impl Journal for Failing {
+impl Journal for InPlace {
     fn append(&mut self, id: LogId, body: Body) -> io::Result<()> {
         self.0.append(id, body)
     }
@@ -359,11 +361,12 @@ impl Journal for Failing {
     fn save_committed(&mut self, committed: LogId) -> io::Result<()> {
         self.0.save_committed(committed)
     }
-    fn flush(&mut self, _done: Flushed) -> io::Result<()> {
-        panic!("nothing is flushed after a failure")
+    fn flush(&mut self, done: Flushed) -> io::Result<()> {
+        self.2.fetch_add(1, Ordering::Relaxed);
+        self.0.flush(done)
     }
     fn write_out(&mut self, _bytes_max: usize) -> io::Result<Option<SyncJob>> {
-        Ok(Some(Box::new(|| Err(io::Error::other("no such luck")))))
+        Ok(Some(Box::new(self.1)))
     }
     fn read(&self, from: u64, to: u64, visit: Visit<'_>) -> io::Result<()> {
         self.0.read(from, to, visit)
@@ -383,7 +386,12 @@ async fn a_failed_sync_in_place_ends_the_log() {
     let fatal: OnFatal = Arc::new(move |_| {
         count.fetch_add(1, Ordering::Relaxed);
     });
-    let journal = Failing(MemoryJournal::open(MemoryDisk::default()));
+    let flushes = Arc::new(AtomicUsize::new(0));
+    let journal = InPlace(
+        MemoryJournal::open(MemoryDisk::default()),
+        || Err(io::Error::other("no such luck")),
+        flushes.clone(),
+    );
     let mut log = LogStore::over(Box::new(journal), fatal);
     log.sync_in_place(true);
     assert!(log.blocking_append([entry(1, 0)]).await.is_err());
@@ -391,6 +399,28 @@ async fn a_failed_sync_in_place_ends_the_log() {
     assert!(log.save_vote(&Vote::new(2, 9)).await.is_err());
     assert!(log.wait_flushed(0).await.is_err());
     assert_eq!(told.load(Ordering::Relaxed), 1);
+    assert_eq!(flushes.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn who_appends_does_not_wait_for_a_disk_that_was_slow_just_before() {
+    let flushes = Arc::new(AtomicUsize::new(0));
+    let journal = InPlace(
+        MemoryJournal::open(MemoryDisk::default()),
+        || Ok(()),
+        flushes.clone(),
+    );
+    let mut log = LogStore::over(Box::new(journal), ignore());
+    log.sync_in_place(true);
+    log.blocking_append([entry(1, 0)]).await.unwrap();
+    assert_eq!(flushes.load(Ordering::Relaxed), 0);
+    log.inner
+        .end(1, Instant::now() - 2 * SYNCED_IN_PLACE_WITHIN);
+    log.blocking_append([entry(1, 1)]).await.unwrap();
+    assert_eq!(flushes.load(Ordering::Relaxed), 1);
+    // That one was quick.
+    log.blocking_append([entry(1, 2)]).await.unwrap();
+    assert_eq!(flushes.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]

@@ -599,6 +599,7 @@ pub fn fuzz_handshake(data: &[u8]) {
             )),
             limits: Limits::default(),
             io: tokio::runtime::Handle::current(),
+            raft: tokio::runtime::Handle::current(),
             workers: Arc::new(crate::doors::Threads),
         };
         let peer = || -> Stream {

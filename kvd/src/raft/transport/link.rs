@@ -5,8 +5,10 @@
 //! failure tells "never sent" from "lost".
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
@@ -303,19 +305,31 @@ impl Link {
             let (ctx, addr, kind) = (self.ctx.clone(), self.addr(), self.kind);
             // From here on the connection lives as long as someone holds the link.
             drop(self);
-            let error = run_connection(&ctx, conn, &state, requests).await;
-            match error {
-                WireError::Closed | WireError::Ended(_) => {
-                    tracing::debug!(peer = addr, ?kind, %error, "connection ended");
+            let home = home(&ctx, kind).clone();
+            let _home = home.enter();
+            doors::spawn(async move {
+                let error = run_connection(&ctx, conn, &state, requests).await;
+                match error {
+                    WireError::Closed | WireError::Ended(_) => {
+                        tracing::debug!(peer = addr, ?kind, %error, "connection ended");
+                    }
+                    _ => tracing::warn!(peer = addr, ?kind, %error, "connection lost"),
                 }
-                _ => tracing::warn!(peer = addr, ?kind, %error, "connection lost"),
-            }
-            bury(&state, &error.to_string());
+                bury(&state, &error.to_string());
+            });
         }
     }
 
     async fn establish(&self) -> Result<Conn, CallError> {
         connect(&self.ctx, self.kind, self.target, &self.addr()).await
+    }
+}
+
+/// The runtime of those who use a connection that this node dialed.
+fn home(ctx: &Context, kind: ConnKind) -> &Handle {
+    match kind {
+        ConnKind::Append | ConnKind::Control => &ctx.raft,
+        ConnKind::Request | ConnKind::Snapshot => &ctx.io,
     }
 }
 
@@ -326,7 +340,13 @@ pub(super) async fn connect(
     target: NodeId,
     addr: &str,
 ) -> Result<Conn, CallError> {
-    let stream = match timeout(ctx.limits.connect, ctx.net.connect(addr)).await {
+    let mut connecting = ctx.net.connect(addr);
+    // A socket wakes the thread of the runtime in which it was made.
+    let connecting = poll_fn(|cx| {
+        let _home = home(ctx, kind).enter();
+        connecting.as_mut().poll(cx)
+    });
+    let stream = match timeout(ctx.limits.connect, connecting).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(CallError::NotSent(format!("connecting: {error}"))),
         Err(_) => return Err(CallError::NotSent("connecting took too long".to_owned())),

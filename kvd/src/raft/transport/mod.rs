@@ -14,7 +14,8 @@
 //! is waited for, and a lost peer is not.
 //!
 //! The dialing side is [`Peers`], which openraft drives, and [`RequestClient`]; the accepting side
-//! is [`serve`]. Sockets, encoding and decoding run on the runtime given as `io`, not on Raft's.
+//! is [`serve`]. Connections are made, and snapshots sent and received, on the runtime given as
+//! `io`; everything else runs where it is awaited: on Raft's, but for requests of this node.
 
 mod client;
 mod frame;
@@ -161,8 +162,12 @@ pub struct Context {
     pub auth: Arc<dyn Auth>,
     /// The limits.
     pub limits: Limits,
-    /// The runtime on which connections are served. Never Raft's own, except in a simulation.
+    /// The runtime on which connections are made, and snapshots sent and received. Never Raft's
+    /// own, except in a simulation.
     pub io: Handle,
+    /// The runtime of Raft, on which its messages and requests are read and written: each of them
+    /// would otherwise wake a thread of the other runtime on its way in, and again on its way out.
+    pub raft: Handle,
     /// Where a received snapshot is verified and made durable, which may take long.
     pub workers: Arc<dyn Workers>,
 }

@@ -16,9 +16,11 @@ use openraft::raft::{
 use openraft::storage::RaftStateMachine;
 use openraft::type_config::alias::SnapshotOf;
 use tokio::io::WriteHalf;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+use super::client::AbortOnDrop;
 use super::frame::{Burst, FLAG_FAILED, FLAG_RESPONSE, Frame, WireError};
 use super::handshake::{Conn, HandshakeError, accept};
 use super::link::{BURST_BYTES, put_failure};
@@ -256,10 +258,7 @@ pub async fn serve(
                 let generation = service.generation.subscribe();
                 let io = service.ctx.io.clone();
                 let _entered = io.enter();
-                doors::spawn(async move {
-                    connection(&service, stream, &peer, generation).await;
-                    drop(permit);
-                });
+                doors::spawn(connection(service, stream, peer, generation, permit));
             }
             Err(error) => {
                 // The door has rested already; the next try may succeed.
@@ -276,11 +275,13 @@ pub async fn serve(
 }
 
 async fn connection(
-    service: &Service,
+    service: Arc<Service>,
     stream: Stream,
-    peer: &str,
+    peer: String,
     mut generation: watch::Receiver<u64>,
+    permit: OwnedSemaphorePermit,
 ) {
+    let (peer, permit) = (&*peer, Arc::new(permit));
     let serve = async {
         let limits = &service.ctx.limits;
         let conn = match timeout(limits.handshake, accept(&service.ctx, stream)).await {
@@ -288,8 +289,17 @@ async fn connection(
             Err(_) => return Err(WireError::Silent(limits.handshake).into()),
         };
         match conn.hello.kind {
-            ConnKind::Append => serve_appends(service, conn).await?,
-            ConnKind::Control | ConnKind::Request => serve_requests(service, conn).await?,
+            ConnKind::Append | ConnKind::Control | ConnKind::Request => {
+                let (own, permit) = (service.clone(), permit.clone());
+                let served = async move {
+                    let _permit = permit;
+                    match conn.hello.kind {
+                        ConnKind::Append => serve_appends(&own, conn).await,
+                        _ => serve_requests(&own, conn).await,
+                    }
+                };
+                on_raft(&service.ctx.raft, served).await?;
+            }
             ConnKind::Snapshot => {
                 let (raft, sink) = (service.raft.get(), &*service.sink);
                 transfer::receive(&service.ctx, conn, raft, sink, &service.snapshots).await?;
@@ -318,6 +328,22 @@ async fn connection(
             }
         }
     }
+}
+
+/// Serves a connection on Raft's runtime; ends with this future.
+async fn on_raft(
+    raft: &Handle,
+    serve: impl Future<Output = Result<(), WireError>> + Send + 'static,
+) -> Result<(), WireError> {
+    let (ended, end) = oneshot::channel();
+    let task = {
+        let _raft = raft.enter();
+        // Who waited may have gone.
+        doors::spawn(async move { drop(ended.send(serve.await)) })
+    };
+    let _abort = AbortOnDrop(task.abort_handle());
+    end.await
+        .unwrap_or(Err(WireError::Ended("its task has ended")))
 }
 
 /// Frames going out on an accepted connection.

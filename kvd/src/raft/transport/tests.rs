@@ -115,6 +115,7 @@ fn context(net: &Arc<dyn Net>, who: Identity) -> Context {
         auth: Arc::new(NoAuth),
         limits: limits(),
         io: Handle::current(),
+        raft: Handle::current(),
         workers: Arc::new(doors::Threads),
     }
 }
@@ -123,6 +124,8 @@ fn context(net: &Arc<dyn Net>, who: Identity) -> Context {
 #[derive(Default)]
 struct FakeRaft {
     appended: Mutex<Vec<u64>>,
+    /// What each append says is committed.
+    committed: Mutex<Vec<Option<u64>>>,
     /// Appends of entries from this index on conflict; 0: none does.
     conflict_from: AtomicUsize,
     /// Appends are not answered.
@@ -154,6 +157,8 @@ impl RaftPort for FakePort {
                     {
                         return Ok(Err(StreamAppendError::Conflict(prev)));
                     }
+                    let committed = request.leader_commit.map(|id| id.index);
+                    fake.committed.lock().unwrap().push(committed);
                     let mut appended = fake.appended.lock().unwrap();
                     appended.extend(request.entries.iter().map(|entry| entry.log_id.index));
                     Ok(Ok(request
@@ -471,6 +476,61 @@ async fn pipelined_appends_keep_their_order_and_match_their_answers() {
             .collect()
             .await;
         assert!(matches!(&answers[..], [Ok(Ok(_))]));
+        world.stop().await;
+    }
+}
+
+/// An append without entries behind the entry `last`: everything up to there is committed.
+fn news(last: u64) -> AppendEntriesRequest<TypeConfig> {
+    AppendEntriesRequest {
+        prev_log_id: Some(log_id(2, last)),
+        leader_commit: Some(log_id(2, last)),
+        ..append(last + 1, 0, 0)
+    }
+}
+
+#[tokio::test]
+async fn news_of_what_is_committed_goes_out_with_the_next_entries() {
+    for net in nets() {
+        let world = World::new(net).await;
+        let mut peer = world.peer().await;
+        let mut second = append(1, 1, 8);
+        second.leader_commit = Some(log_id(2, 0));
+        let requests = stream::iter([append(0, 1, 8), news(0), second]);
+        let answers = peer.stream_append(requests, option()).await.unwrap();
+        let answers: Vec<_> = timeout(PATIENCE, answers.collect()).await.unwrap();
+        assert!(
+            matches!(&answers[..], [Ok(Ok(_)), Ok(Ok(_))]),
+            "{answers:?}"
+        );
+        assert_eq!(*world.fake.appended.lock().unwrap(), [0, 1]);
+        assert_eq!(world.fake.committed.lock().unwrap()[1..], [Some(0)]);
+        world.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn news_of_what_is_committed_goes_out_by_itself_where_no_entries_come() {
+    for net in nets() {
+        let world = World::new(net).await;
+        let mut peer = world.peer().await;
+        let requests = stream::iter([append(0, 1, 8), news(0)]).chain(stream::pending());
+        let answers = peer.stream_append(requests, option()).await.unwrap();
+        let answers: Vec<_> = timeout(PATIENCE, answers.take(2).collect()).await.unwrap();
+        assert!(
+            matches!(&answers[..], [Ok(Ok(_)), Ok(Ok(_))]),
+            "{answers:?}"
+        );
+        assert_eq!(world.fake.committed.lock().unwrap()[1..], [Some(0)]);
+        // At the end of a stream nothing is kept back.
+        let requests = stream::iter([append(1, 1, 8), news(1)]);
+        let answers = peer.stream_append(requests, option()).await.unwrap();
+        let answers: Vec<_> = timeout(PATIENCE, answers.collect()).await.unwrap();
+        assert!(
+            matches!(&answers[..], [Ok(Ok(_)), Ok(Ok(_))]),
+            "{answers:?}"
+        );
+        assert_eq!(world.fake.committed.lock().unwrap()[3..], [Some(1)]);
         world.stop().await;
     }
 }
