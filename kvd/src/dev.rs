@@ -2,7 +2,7 @@
 //! others; each line of a node's log carries its name.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -20,6 +20,13 @@ const START_TIME: Duration = Duration::from_secs(30);
 
 /// How long it may take to take a node in.
 const ANSWER_TIME: Duration = Duration::from_secs(90);
+
+/// Prints a line. The nodes go on where nobody reads it.
+macro_rules! tell {
+    ($($text:tt)*) => {
+        drop(writeln!(std::io::stdout(), $($text)*))
+    };
+}
 
 struct Node {
     name: String,
@@ -54,12 +61,12 @@ async fn serve(flags: &DevFlags) -> Result<(), Failed> {
         return Err(failed);
     }
     let ports: Vec<String> = nodes.iter().map(|node| node.port.to_string()).collect();
-    println!(
+    tell!(
         "dev   | a cluster of {} serves on ports {}",
         nodes.len(),
         ports.join(", ")
     );
-    println!("dev   | Ctrl-C stops it; a node that is killed can be started again by hand");
+    tell!("dev   | Ctrl-C stops it; a node that is killed can be started again by hand");
     let failed = |error: std::io::Error| Failed::new(exit::PANIC, format!("signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -71,13 +78,13 @@ async fn serve(flags: &DevFlags) -> Result<(), Failed> {
             _ = look.tick() => {
                 children.retain(|name, child| match child.try_wait() {
                     Ok(Some(status)) => {
-                        println!("{name} | ended with {status}; the others go on");
+                        tell!("{name} | ended with {status}; the others go on");
                         false
                     }
                     _ => true,
                 });
                 if children.is_empty() {
-                    println!("dev   | no node is left");
+                    tell!("dev   | no node is left");
                     break;
                 }
             }
@@ -108,7 +115,7 @@ fn start(node: &Node, flags: &DevFlags) -> Result<Child, Failed> {
     )]
     std::thread::spawn(move || {
         for line in lines.lines().map_while(Result::ok) {
-            println!("{name} | {line}");
+            tell!("{name} | {line}");
         }
     });
     Ok(child)

@@ -30,6 +30,9 @@ pub const LOCKED: i32 = 75;
 /// The plugin or the data directory cannot be used as it is.
 pub const CONFIG: i32 = 78;
 
+/// Nobody read on what a command printed; a shell says the same of a tool that SIGPIPE ended.
+pub const UNREAD: i32 = 141;
+
 /// For an engine that cannot be opened or read: a disk that fails says nothing of what is on it.
 pub fn of_engine(error: &storage::Error) -> i32 {
     match error.kind() {

@@ -3,6 +3,7 @@
 mod client;
 mod dev;
 mod maintenance;
+mod output;
 mod plugin;
 mod run;
 

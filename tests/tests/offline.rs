@@ -3,10 +3,11 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::Command;
 
 use kvd::exit;
 use kvd::resp::Reply;
-use kvd_tests::{Node, alone, cluster, done, kvd, level_digests, refused, text, until};
+use kvd_tests::{Node, alone, built, cluster, done, kvd, level_digests, refused, text, until};
 
 /// The value behind a name in what `kvd data verify` and its like print.
 fn value(printed: &str, name: &str) -> String {
@@ -36,6 +37,17 @@ fn newest_chunk(node: &Node) -> PathBuf {
     });
     chunks.sort();
     chunks.pop().expect("a log has a file")
+}
+
+/// What a command does whose reader has gone, as `head` does.
+fn ends_quietly_unread(args: &[&str]) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(built().join("kvd"));
+    let ended = command.args(args).stdout(writer).output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    let code = ended.status.code();
+    assert_eq!((code, &*said), (Some(exit::UNREAD), ""), "{args:?}");
 }
 
 #[test]
@@ -205,6 +217,15 @@ fn damage_of_a_log_is_told_from_an_unfinished_write_and_repaired_as_far_as_one_s
     for line in done(&["log", "inspect", "--json", text(&dir)]).lines() {
         let record: serde_json::Value = serde_json::from_str(line).unwrap();
         assert!(record["kind"].is_string(), "{line}");
+    }
+    for args in [
+        &["log", "inspect", text(&dir)][..],
+        &["log", "inspect", "--json", text(&dir)],
+        &verify,
+        &["data", "verify", text(&dir)],
+        &["plugin", "list"],
+    ] {
+        ends_quietly_unread(args);
     }
     let from = (last - 1).to_string();
     let some = done(&["log", "inspect", "--json", "--from", &from, text(&dir)]);

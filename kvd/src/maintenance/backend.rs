@@ -5,6 +5,7 @@ use kvd::offline::{self, Place};
 
 use super::{engine, engine_of, failed};
 use crate::Failed;
+use crate::output::say;
 
 /// `kvd backend`.
 pub(crate) fn backend(command: BackendCommand) -> Result<(), Failed> {
@@ -28,7 +29,7 @@ fn migrate(flags: &MigrateFlags) -> Result<(), Failed> {
         open_engine: &new.open,
     };
     let migrated = offline::migrate(&from, &to, new.limits).map_err(failed)?;
-    println!(
+    say!(
         "{} is in {} on {}, was {}: log up to entry {}, contents up to entry {}",
         migrated.name,
         flags.to.display(),
@@ -37,9 +38,9 @@ fn migrate(flags: &MigrateFlags) -> Result<(), Failed> {
         migrated.last,
         migrated.applied
     );
-    println!("keys        {}", migrated.keys);
-    println!("digest      {}", migrated.digest);
-    println!(
+    say!("keys        {}", migrated.keys);
+    say!("digest      {}", migrated.digest);
+    say!(
         "start it: kvd --backend {} {}; never {} as well, which is the same node",
         flags.backend,
         flags.to.display(),

@@ -11,6 +11,7 @@ use kvd::raft::log::{Change, End, Record, Scan};
 
 use super::failed;
 use crate::Failed;
+use crate::output::say;
 
 /// `kvd log`.
 pub(crate) fn log(command: LogCommand) -> Result<(), Failed> {
@@ -27,15 +28,15 @@ pub(crate) fn log(command: LogCommand) -> Result<(), Failed> {
                     return;
                 }
                 if json {
-                    println!("{}", as_json(record));
+                    say!("{}", as_json(record));
                     return;
                 }
                 if file != record.file {
                     file.clone_from(&record.file);
-                    println!("{}", file.display());
+                    say!("{}", file.display());
                 }
                 let what = describe(&record.change);
-                println!("  {:>9} {:>8} bytes  {what}", record.offset, record.bytes);
+                say!("  {:>9} {:>8} bytes  {what}", record.offset, record.bytes);
             })
             .map_err(failed)?;
             if !json {
@@ -63,12 +64,13 @@ pub(crate) fn log(command: LogCommand) -> Result<(), Failed> {
             } else {
                 "bytes"
             };
-            println!(
+            say!(
                 "{} {what} were dropped; the log ends with entry {}",
-                repaired.dropped, repaired.last
+                repaired.dropped,
+                repaired.last
             );
             if let Some(kept) = repaired.kept {
-                println!("what was there is kept in {}", kept.display());
+                say!("what was there is kept in {}", kept.display());
             }
             Ok(())
         }
@@ -81,25 +83,27 @@ pub(super) fn summary(scan: &Scan) {
         Some(id) => format!("{} of term {}", id.index, id.leader_id.term),
         None => "none".to_owned(),
     };
-    println!(
+    say!(
         "log         {} files, {} bytes, {} records",
-        scan.files, scan.bytes, scan.records
+        scan.files,
+        scan.bytes,
+        scan.records
     );
     match (scan.entries.keys().next(), scan.entries.keys().last()) {
-        (Some(first), Some(last)) => println!("entries     {first} to {last}"),
-        _ => println!("entries     none"),
+        (Some(first), Some(last)) => say!("entries     {first} to {last}"),
+        _ => say!("entries     none"),
     }
-    println!("last        {}", id(scan.state.last));
-    println!("committed   {}", id(scan.state.committed));
-    println!("purged      {}", id(scan.state.purged));
+    say!("last        {}", id(scan.state.last));
+    say!("committed   {}", id(scan.state.committed));
+    say!("purged      {}", id(scan.state.purged));
     match scan.state.vote {
-        Some(vote) => println!(
+        Some(vote) => say!(
             "vote        term {} for {:016x}{}",
             vote.leader_id.term,
             vote.leader_id.voted_for,
             if vote.committed { ", elected" } else { "" }
         ),
-        None => println!("vote        none"),
+        None => say!("vote        none"),
     }
 }
 

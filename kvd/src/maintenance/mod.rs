@@ -23,6 +23,7 @@ use kvd::resp::Reply;
 pub(crate) use self::backend::backend;
 pub(crate) use self::log::log;
 use crate::client::Client;
+use crate::output::say;
 use crate::run::data_dir_failed;
 use crate::{Failed, plugin};
 
@@ -99,9 +100,9 @@ pub(crate) fn snapshot(command: SnapshotCommand) -> Result<(), Failed> {
             let engine = engine_of(&engine, &directory)?;
             let saved = offline::save_snapshot(&directory, &file, &engine.open, engine.limits)
                 .map_err(failed)?;
-            println!("saved {} up to entry {}", file.display(), saved.index);
+            say!("saved {} up to entry {}", file.display(), saved.index);
             if saved.behind > 0 {
-                println!(
+                say!(
                     "{} later entries are in the node's log, but it does not know that they are \
                      committed; a running cluster does",
                     saved.behind
@@ -136,7 +137,7 @@ pub(crate) fn snapshot(command: SnapshotCommand) -> Result<(), Failed> {
         }
         SnapshotCommand::Verify { file } => {
             let mark = snapshot::verify(&file).map_err(|error| failed(error.into()))?;
-            println!(
+            say!(
                 "{} is whole and ends at entry {}",
                 file.display(),
                 mark.index
@@ -157,14 +158,16 @@ pub(crate) fn recover(flags: &RecoverFlags) -> Result<(), Failed> {
 }
 
 fn tell(reborn: &Reborn, directory: &Path, backend: &str) {
-    println!(
+    say!(
         "{} is the only member of the new cluster {:032x}, with all up to entry {}",
-        reborn.name, reborn.cluster, reborn.last
+        reborn.name,
+        reborn.cluster,
+        reborn.last
     );
     if reborn.applied > 0 {
-        println!("{} entries came from its log", reborn.applied);
+        say!("{} entries came from its log", reborn.applied);
     }
-    println!(
+    say!(
         "start it: kvd --backend {backend} {}; then JOIN empty nodes to it",
         directory.display()
     );
@@ -229,7 +232,7 @@ fn fetch(file: &Path, addr: &str, password: Option<&str>) -> Result<(), Failed> 
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     kvd::data_dir::sync_dir(folder.unwrap_or(Path::new("."))).map_err(in_file)?;
-    println!(
+    say!(
         "saved {} up to entry {}, {bytes} bytes",
         file.display(),
         mark.index
@@ -249,10 +252,10 @@ pub(crate) fn data(command: DataCommand) -> Result<(), Failed> {
     let engine = engine_of(&engine, &directory)?;
     let report = offline::verify_data(&directory, &engine.open, engine.limits).map_err(failed)?;
     log::summary(&report.log);
-    println!("engine      {}", report.backend);
-    println!("applied     up to entry {}", report.applied);
-    println!("keys        {}", report.keys);
-    println!("digest      {}", report.digest);
-    println!("snapshots   {}", report.snapshots.len());
+    say!("engine      {}", report.backend);
+    say!("applied     up to entry {}", report.applied);
+    say!("keys        {}", report.keys);
+    say!("digest      {}", report.digest);
+    say!("snapshots   {}", report.snapshots.len());
     log::ended(&report.log.end)
 }

@@ -17,6 +17,7 @@ use kvd_plugin_api::{
 
 use super::{load, workshop};
 use crate::Failed;
+use crate::output::say;
 
 const ALL: Range<'static> = Range {
     from: b"",
@@ -42,18 +43,20 @@ pub(super) fn bench(flags: &PluginBenchFlags) -> std::result::Result<(), Failed>
             .map_err(failed)
     };
     let manifest = plugin.manifest();
-    println!(
+    say!(
         "{} {}, {}",
         manifest.name,
         manifest.version,
         plugin.path().display()
     );
-    println!(
+    say!(
         "{} keys of 16 bytes, values of {} bytes, {} s for each figure",
-        flags.keys, flags.value_bytes, flags.seconds
+        flags.keys,
+        flags.value_bytes,
+        flags.seconds
     );
     if manifest.debug {
-        println!("built without optimisation: these are not the engine's figures");
+        say!("built without optimisation: these are not the engine's figures");
     }
     let bench = Bench {
         engine: open()?,
@@ -82,7 +85,7 @@ pub(super) fn bench(flags: &PluginBenchFlags) -> std::result::Result<(), Failed>
 }
 
 fn row(what: &str, figure: &str) {
-    println!("  {what:<32} {figure}");
+    say!("  {what:<32} {figure}");
 }
 
 fn ms(time: Duration) -> String {
@@ -309,7 +312,7 @@ fn interface(dir: &std::path::Path) -> Result<()> {
         nanoseconds(time, || direct.write(black_box(&batch), &mark))?,
         nanoseconds(time, || bordered.write(black_box(&batch), &mark))?,
     ];
-    println!("the call itself, by an engine that does nothing: direct, through the interface");
+    say!("the call itself, by an engine that does nothing: direct, through the interface");
     for (what, [direct, bordered]) in [("get", get), ("scan, an entry", scan), ("write", write)] {
         let more = bordered - direct;
         row(
@@ -318,7 +321,7 @@ fn interface(dir: &std::path::Path) -> Result<()> {
         );
     }
     if cfg!(debug_assertions) {
-        println!("this kvd is built without optimisation: these are not the interface's figures");
+        say!("this kvd is built without optimisation: these are not the interface's figures");
     }
     Ok(())
 }

@@ -25,6 +25,7 @@ use serde_json::Value;
 
 use super::{find, trial, workshop};
 use crate::Failed;
+use crate::output::{self, say};
 
 /// How often a process is looked at.
 const LOOK: Duration = Duration::from_millis(5);
@@ -52,7 +53,7 @@ pub(super) fn check(flags: &PluginCheckFlags) -> Result<(), Failed> {
         flags,
     };
     let engine = trials.describe()?;
-    println!(
+    say!(
         "{} {}, {}",
         engine.name,
         engine.version,
@@ -90,7 +91,7 @@ pub(super) fn check(flags: &PluginCheckFlags) -> Result<(), Failed> {
         }
     }
     if broken.is_empty() {
-        println!("{} {} keeps the contract", engine.name, engine.version);
+        say!("{} {} keeps the contract", engine.name, engine.version);
         return Ok(());
     }
     let message = format!(
@@ -106,7 +107,7 @@ fn begin(name: &str) {
     let mut out = std::io::stdout();
     if out.is_terminal() {
         // To the end of the line: the one before may have been longer.
-        print!("  ...      {name}\x1b[K\r");
+        output::write(format_args!("  ...      {name}\x1b[K\r"));
         // The line is for comfort only.
         let _ = out.flush();
     }
@@ -114,15 +115,15 @@ fn begin(name: &str) {
 
 fn tell(name: &str, text: &str, outcome: &Outcome) {
     if std::io::stdout().is_terminal() {
-        print!("\x1b[K");
+        output::write(format_args!("\x1b[K"));
     }
     match outcome {
-        Outcome::Kept => println!("  ok       {name}"),
-        Outcome::Skipped(why) => println!("  n/a      {name}: {why}"),
+        Outcome::Kept => say!("  ok       {name}"),
+        Outcome::Skipped(why) => say!("  n/a      {name}: {why}"),
         Outcome::Broken(how) => {
-            println!("  FAILED   {name}");
-            println!("           the clause: {text}");
-            println!("           {}", how.replace('\n', "\n           "));
+            say!("  FAILED   {name}");
+            say!("           the clause: {text}");
+            say!("           {}", how.replace('\n', "\n           "));
         }
     }
 }

@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 
 use super::{find, refused};
 use crate::Failed;
+use crate::output::say;
 
 /// `kvd plugin list`.
 pub(super) fn list(json: bool) -> Result<(), Failed> {
     let found = host::found(&Places::of_process());
     if found.is_empty() && !json {
-        println!("no plugins; they are looked for in KVD_PLUGIN_PATH and beside the executable");
+        say!("no plugins; they are looked for in KVD_PLUGIN_PATH and beside the executable");
     }
     for found in found {
         let manifest = host::peek_manifest(&found.path);
@@ -21,7 +22,7 @@ pub(super) fn list(json: bool) -> Result<(), Failed> {
         if json {
             let mut value = as_json(&found.path, manifest.as_ref().ok(), loaded.as_ref());
             value["hidden_by"] = json!(found.hidden_by);
-            println!("{value}");
+            say!("{value}");
             continue;
         }
         let (name, interface) = match &manifest {
@@ -36,11 +37,11 @@ pub(super) fn list(json: bool) -> Result<(), Failed> {
             (Ok(_), Some(first)) => format!("hidden by {}", first.display()),
             (Ok(_), None) => "ok".to_owned(),
         };
-        println!("{name:<20} {interface}  {}  {state}", found.path.display());
+        say!("{name:<20} {interface}  {}  {state}", found.path.display());
         if let Ok(manifest) = &manifest
             && !manifest.about.is_empty()
         {
-            println!("    {}", manifest.about);
+            say!("    {}", manifest.about);
         }
     }
     Ok(())
@@ -57,7 +58,7 @@ pub(super) fn info(spec: &str, json: bool) -> Result<(), Failed> {
     };
     if json {
         if manifest.is_some() {
-            println!("{}", as_json(&path, manifest.as_ref(), loaded.as_ref()));
+            say!("{}", as_json(&path, manifest.as_ref(), loaded.as_ref()));
         }
     } else if let Some(manifest) = &manifest {
         print_manifest(&path, manifest);
@@ -70,12 +71,12 @@ pub(super) fn info(spec: &str, json: bool) -> Result<(), Failed> {
 }
 
 fn print_manifest(path: &Path, manifest: &Manifest) {
-    println!("file          {}", path.display());
-    println!("name          {} {}", manifest.name, manifest.version);
+    say!("file          {}", path.display());
+    say!("name          {} {}", manifest.name, manifest.version);
     if !manifest.about.is_empty() {
-        println!("about         {}", manifest.about);
+        say!("about         {}", manifest.about);
     }
-    println!(
+    say!(
         "plugin API    {} ({} {})",
         manifest.api_version,
         if manifest.is_c {
@@ -85,8 +86,8 @@ fn print_manifest(path: &Path, manifest: &Manifest) {
         },
         manifest.plugin_api
     );
-    println!("built         {} for {}", manifest.rustc, manifest.target);
-    println!(
+    say!("built         {} for {}", manifest.rustc, manifest.target);
+    say!(
         "              {}",
         if manifest.debug {
             "without optimisation"
@@ -97,7 +98,7 @@ fn print_manifest(path: &Path, manifest: &Manifest) {
 }
 
 fn print_description(description: &Description) {
-    println!("capabilities  {}", description.caps.names().join(", "));
+    say!("capabilities  {}", description.caps.names().join(", "));
     let Limits {
         key_bytes_max,
         value_bytes_max,
@@ -107,16 +108,16 @@ fn print_description(description: &Description) {
         Some(limit) => limit.to_string(),
         None => "no limit".to_owned(),
     };
-    println!("longest key   {}", bytes(key_bytes_max));
-    println!("longest value {}", bytes(value_bytes_max));
-    println!("largest batch {}", bytes(batch_bytes_max));
+    say!("longest key   {}", bytes(key_bytes_max));
+    say!("longest value {}", bytes(value_bytes_max));
+    say!("largest batch {}", bytes(batch_bytes_max));
     if description.options.is_empty() {
-        println!("options       none");
+        say!("options       none");
         return;
     }
-    println!("options");
+    say!("options");
     for option in &description.options {
-        println!(
+        say!(
             "  {} ({}, default {})\n      {}",
             option.name,
             option.kind.name(),

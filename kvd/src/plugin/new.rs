@@ -9,6 +9,7 @@ use kvd::exit;
 use kvd_plugin_api::host::template;
 
 use crate::Failed;
+use crate::output::say;
 
 /// `kvd plugin new`.
 pub(super) fn new(flags: &PluginNewFlags) -> Result<(), Failed> {
@@ -45,8 +46,8 @@ pub(super) fn new(flags: &PluginNewFlags) -> Result<(), Failed> {
         fs::write(&path, text).map_err(|error| failed(&path, error))?;
     }
     let library = format!("libkvd_{}.so", flags.name.replace('-', "_"));
-    println!("the engine '{}' is in {}", flags.name, folder.display());
-    println!("try it:   cd {} && cargo test", folder.display());
-    println!("check it: cargo build --release && kvd plugin check target/release/{library}");
+    say!("the engine '{}' is in {}", flags.name, folder.display());
+    say!("try it:   cd {} && cargo test", folder.display());
+    say!("check it: cargo build --release && kvd plugin check target/release/{library}");
     Ok(())
 }
