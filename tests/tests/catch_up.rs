@@ -3,8 +3,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kvd::resp::Reply;
+use kvd_tests::patience::Patience;
 use kvd_tests::{Node, alone, leader, level_digests, until};
 
 use crate::preload::preload;
@@ -241,4 +243,31 @@ fn a_node_on_fjall_comes_back_after_a_kill_at_each_step_of_an_installation() {
 #[test]
 fn a_volatile_node_comes_back_after_a_kill_at_each_step_of_an_installation() {
     comes_back_after_a_kill_at_each_step("memory");
+}
+
+/// Each entry is longer than the log may be, so each is due to be cut once it is durable. A cut that
+/// falls between an entry's arrival and its application stops before it: one of a few must not.
+#[test]
+fn a_cut_goes_as_far_as_the_durable_state_and_not_as_the_one_of_the_cut_before() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let node = small_logs(temp.path(), &["redb"]).remove(0);
+    let mut client = node.client();
+    let value = "x".repeat(150_000);
+    let is_cut = |entry: u64| {
+        let mut patience = Patience::new(Duration::from_secs(10));
+        while node.info_number("raft_purged_index") < entry {
+            if patience.is_over() {
+                return false;
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        true
+    };
+    let tries = 3;
+    let cut = (0..tries).any(|_| {
+        assert_eq!(client.call(&["SET", "large", &value]), Reply::Ok);
+        is_cut(node.info_number("raft_applied_index"))
+    });
+    assert!(cut, "{}", node.log());
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::type_config::async_runtime::watch::WatchReceiver as _;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::core::{Core, Leadership};
 use super::membership::LEVEL_ENTRIES;
@@ -22,6 +22,10 @@ pub(super) const TICK_INTERVAL: Duration = Duration::from_millis(100);
 /// How often the engine is made durable while it changes: what a restart has to carry out again,
 /// and how long an engine keeps pages that it has freed.
 pub(super) const SYNC_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long Raft may take to learn of a snapshot that is there already; the log is cut as far as
+/// the one before then.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Core {
     /// Proposes a tick whenever an expiry is due and no write has carried the time there.
@@ -147,6 +151,17 @@ impl Core {
             .durable()
             .map_or(0, |position| position.index());
         self.raft.trigger().snapshot().await.ok()?;
+        // Raft cuts no further than the last snapshot that it knows of.
+        let mut news = self.raft.data_metrics();
+        let known = async {
+            while news.borrow_watched().snapshot.map_or(0, |id| id.index) < durable {
+                news.changed().await.ok()?;
+            }
+            Some(())
+        };
+        if let Ok(known) = timeout(SNAPSHOT_PATIENCE, known).await {
+            known?;
+        }
         let slowest = self
             .matched()
             .and_then(|matched| matched.into_values().min());
