@@ -16,7 +16,7 @@ use crate::data_dir::sync_dir;
 use crate::raft::types::{LogId, Vote};
 
 /// Recent entries stay in memory for replication and apply.
-pub(super) const CACHE_BYTES: usize = 64 << 20;
+pub(super) const CACHE_BYTES: usize = 16 << 20;
 
 /// Many small entries must not make the cache much larger than its bytes.
 const CACHE_ENTRIES: usize = 256 * 1024;
