@@ -1,5 +1,6 @@
 //! Parses arguments, starts a node, runs it until a signal, returns an exit code.
 
+mod allocator;
 mod client;
 mod dev;
 mod maintenance;
