@@ -59,6 +59,8 @@ mod points {
         "sent_again",
         // A leader that was started again goes on in its term, without an election.
         "leader_restored",
+        // A member says that it has voted for no later leader, whether or not it has.
+        "unheld_barrier",
     ];
 
     static PLANTED: OnceLock<&'static str> = OnceLock::new();

@@ -28,7 +28,7 @@ pub(crate) enum Plant {
 }
 
 /// All of them, by name.
-pub(crate) const ALL: [(&str, Plant); 11] = [
+pub(crate) const ALL: [(&str, Plant); 12] = [
     ("early-sync", Plant::EarlySync),
     ("early-vote", Plant::EarlyVote),
     ("forgotten-vote", Plant::ForgottenVote),
@@ -40,6 +40,7 @@ pub(crate) const ALL: [(&str, Plant); 11] = [
     ("wrong-refusal", Plant::Within("wrong_refusal")),
     ("sent-again", Plant::Within("sent_again")),
     ("leader-restored", Plant::Within("leader_restored")),
+    ("unheld-barrier", Plant::Within("unheld_barrier")),
 ];
 
 /// Where the run is told its bug.

@@ -190,7 +190,7 @@ impl Core {
     /// that was deposed may not have heard of a change, and one of its own may not be committed.
     async fn settled(&self) -> Result<(), Undone> {
         loop {
-            let point = self.confirm().await.ok_or(Undone::NotLeader)?;
+            let point = self.confirm(None).await.ok_or(Undone::NotLeader)?;
             let index = {
                 let metrics = self.raft.server_metrics();
                 let metrics = metrics.borrow_watched();

@@ -791,7 +791,7 @@ impl Shared {
             watcher,
         );
         let context = Arc::new(self.context(gate));
-        let peers = transport::Peers::new(context.clone());
+        let peers = transport::Peers::new(context.clone(), log.standing().clone());
         let requests = transport::RequestClient::new(context);
         let recover_to = log.stats().committed_index;
         let began_behind = log.stats().last_index;

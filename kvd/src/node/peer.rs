@@ -20,8 +20,11 @@ use crate::resp::Reply;
 pub(super) enum Request {
     /// Append these groups, but only as the leader of `term`.
     Forward { term: u64, groups: Vec<Group> },
-    /// Confirm the leadership, and say from which entry on a read is linearizable.
-    Barrier,
+    /// Confirm the leadership, and say from which entry on a read is linearizable. The asking
+    /// member has voted for no term behind this one.
+    Barrier { term: u64 },
+    /// Say whether you have voted for no term behind this one.
+    Stand { term: u64 },
     /// Take a node in.
     Join(JoinRequest),
     /// Take a member out.
@@ -59,6 +62,8 @@ pub(super) enum Response {
     Refused,
     /// Nobody knows what became of it.
     Unknown,
+    /// The asked member has voted for no term behind the asked one.
+    Stands,
     /// Reads are linearizable from this entry on; the leader's time.
     Barrier { index: u64, time_ms: u64 },
     /// The answer for the client.
@@ -90,6 +95,7 @@ const GREET: u8 = 8;
 const TRANSFER: u8 = 9;
 const ANNOUNCE: u8 = 10;
 const DIGEST: u8 = 11;
+const STAND: u8 = 12;
 
 const DONE: u8 = 1;
 const REFUSED: u8 = 2;
@@ -100,6 +106,7 @@ const ADOPTED: u8 = 6;
 const GREETING: u8 = 7;
 const WHEREABOUTS: u8 = 8;
 const TAKEN_OUT: u8 = 9;
+const STANDS: u8 = 10;
 
 impl Request {
     pub(super) fn encode(&self) -> Bytes {
@@ -113,7 +120,14 @@ impl Request {
                     group.encode(&mut out);
                 }
             }
-            Request::Barrier => out.push(BARRIER),
+            Request::Barrier { term } => {
+                out.push(BARRIER);
+                out.extend_from_slice(&term.to_le_bytes());
+            }
+            Request::Stand { term } => {
+                out.push(STAND);
+                out.extend_from_slice(&term.to_le_bytes());
+            }
             Request::Join(JoinRequest {
                 name,
                 raft_addr,
@@ -177,7 +191,12 @@ impl Request {
                 }
                 Request::Forward { term, groups }
             }
-            BARRIER => Request::Barrier,
+            BARRIER => Request::Barrier {
+                term: r.u64("request")?,
+            },
+            STAND => Request::Stand {
+                term: r.u64("request")?,
+            },
             JOIN => Request::Join(JoinRequest {
                 name: r.text("request")?,
                 raft_addr: r.text("request")?,
@@ -238,6 +257,7 @@ impl Response {
             }
             Response::Refused => out.push(REFUSED),
             Response::Unknown => out.push(UNKNOWN),
+            Response::Stands => out.push(STANDS),
             Response::Barrier { index, time_ms } => {
                 out.push(BARRIER_AT);
                 out.extend_from_slice(&index.to_le_bytes());
@@ -294,6 +314,7 @@ impl Response {
             }
             REFUSED => r.finish("response").map(|()| Response::Refused),
             UNKNOWN => r.finish("response").map(|()| Response::Unknown),
+            STANDS => r.finish("response").map(|()| Response::Stands),
             BARRIER_AT => {
                 let (index, time_ms) = (r.u64("response")?, r.u64("response")?);
                 r.finish("response")
@@ -366,7 +387,8 @@ mod tests {
                 term: 7,
                 groups: vec![group.clone(), group],
             },
-            Request::Barrier,
+            Request::Barrier { term: 3 },
+            Request::Stand { term: 4 },
             Request::Join(JoinRequest {
                 name: "node1".to_owned(),
                 raft_addr: "h:1".to_owned(),
@@ -414,6 +436,7 @@ mod tests {
             ]),
             Response::Refused,
             Response::Unknown,
+            Response::Stands,
             Response::Barrier {
                 index: 4,
                 time_ms: 5,

@@ -204,11 +204,12 @@ impl transport::RequestHandler for PeerPort {
                 }
                 // A change of life goes on when the peer that asked for it is gone.
                 Ok(request @ (Request::Adopt { .. } | Request::Removed)) => {
-                    let changed =
-                        crate::doors::spawn(async move { port.answer(request, stranger).await });
+                    let changed = crate::doors::spawn(async move {
+                        port.answer(from.node, request, stranger).await
+                    });
                     changed.await.unwrap_or(Response::Unknown)
                 }
-                Ok(request) => port.answer(request, stranger).await,
+                Ok(request) => port.answer(from.node, request, stranger).await,
                 Err(error) => {
                     tracing::warn!(peer = %from.name, %error, "a peer's request is not understood");
                     Response::Refused
@@ -229,7 +230,7 @@ impl SnapshotSink for PeerPort {
 }
 
 impl PeerPort {
-    async fn answer(&self, request: Request, stranger: bool) -> Response {
+    async fn answer(&self, asker: NodeId, request: Request, stranger: bool) -> Response {
         match request {
             Request::Adopt { cluster, name } => self.adopt(cluster, name).await,
             // A node that was told to join asks whichever member it was told of.
@@ -240,7 +241,7 @@ impl PeerPort {
             _ if stranger => Response::Refused,
             Request::Removed => self.removed().await,
             other => match self.node.shared.core() {
-                Some(core) => answer(&core, other).await,
+                Some(core) => answer(&core, asker, other).await,
                 None => Response::Refused,
             },
         }
@@ -368,11 +369,15 @@ fn is_blank(core: &Core) -> bool {
     alone && !used && core.machine.position().index() == core.log.stats().last_index
 }
 
-async fn answer(core: &Arc<Core>, request: Request) -> Response {
+async fn answer(core: &Arc<Core>, asker: NodeId, request: Request) -> Response {
     let leads = matches!(core.leadership(), Leadership::Mine { .. });
     match request {
         Request::Forward { term, groups } => core.append_forwarded(term, groups).await,
-        Request::Barrier => match core.confirm().await {
+        Request::Stand { term } => match core.log.standing().stands_by(term) {
+            true => Response::Stands,
+            false => Response::Refused,
+        },
+        Request::Barrier { term } => match core.confirm(Some((asker, term))).await {
             Some(point) => Response::Barrier {
                 index: point.index,
                 time_ms: point.time_ms,

@@ -3,11 +3,23 @@
 //! A round asks the leader to confirm its leadership with a majority; the leader does it for
 //! itself, a follower by one request. A read joins only a round that has not started yet, so
 //! whatever was acknowledged before the read began is covered by the round's index.
+//!
+//! The leader of a term takes the last entry that it knows to be committed, which must be one of its
+//! own, and then hears from a majority of the voters that they have voted for no later term (Raft's
+//! ReadIndex; Ongaro's thesis, 6.4). Whoever was elected later needs one of these votes after that,
+//! so it had acknowledged nothing when the read began. Members answer this from what they note
+//! before they vote, without Raft's thread; a follower that asks says it of itself in the question,
+//! so that with three members it is the majority already. What cannot be found out so, Raft itself
+//! is asked for.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use openraft::raft::ReadPolicy;
+use openraft::type_config::async_runtime::watch::WatchReceiver as _;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -16,6 +28,7 @@ use super::peer::{Request, Response};
 use super::types::{ReadLevel, Reading};
 use crate::doors;
 use crate::outcome;
+use crate::raft::NodeId;
 use crate::raft::entry::GroupBuilder;
 use crate::raft::position::Position;
 use crate::raft::state_machine::Progress;
@@ -26,6 +39,9 @@ const ROUNDS_IN_FLIGHT_MAX: usize = 4;
 
 /// How long a refused round waits before the next try.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
+
+/// How long members may take to answer before Raft is asked instead.
+const STAND_PATIENCE: Duration = Duration::from_millis(500);
 
 /// From which entry on a read is linearizable, and the leader's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,13 +219,15 @@ impl Core {
         loop {
             match self.leadership() {
                 Leadership::Mine { .. } => {
-                    if let Some(point) = self.confirm().await {
+                    if let Some(point) = self.confirm(None).await {
                         return point;
                     }
                 }
                 Leadership::Other { id, member, .. } => {
                     let deadline = Instant::now() + self.settings.hold;
-                    let answer = self.ask(id, &member, &Request::Barrier, deadline).await;
+                    let term = self.log.standing().term();
+                    let request = Request::Barrier { term };
+                    let answer = self.ask(id, &member, &request, deadline).await;
                     if let Ok(Response::Barrier { index, time_ms }) = answer {
                         return ReadPoint { index, time_ms };
                     }
@@ -220,9 +238,13 @@ impl Core {
         }
     }
 
-    /// Confirms this node's leadership with a majority.
-    pub(super) async fn confirm(&self) -> Option<ReadPoint> {
+    /// Confirms this node's leadership with a majority. `asker` is a member that has just said that
+    /// it has voted for no term behind this one.
+    pub(super) async fn confirm(&self, asker: Option<(NodeId, u64)>) -> Option<ReadPoint> {
         if let Some(point) = self.point_alone() {
+            return Some(point);
+        }
+        if let Some(point) = self.confirm_by_votes(asker).await {
             return Some(point);
         }
         let linearizer = self
@@ -236,5 +258,63 @@ impl Core {
             index: id.index(),
             time_ms,
         })
+    }
+
+    async fn confirm_by_votes(&self, asker: Option<(NodeId, u64)>) -> Option<ReadPoint> {
+        let Leadership::Mine { term } = self.leadership() else {
+            return None;
+        };
+        let standing = self.log.standing();
+        // Before the votes are asked for: what is committed later no read of now needs to see.
+        let index = standing.committed_in(term)?.index;
+        if asker.is_some() {
+            // It reads once it has carried that out.
+            standing.want_news();
+        }
+        let point = ReadPoint {
+            index,
+            time_ms: self.leader_time(term),
+        };
+        if !standing.stands_by(term) {
+            return None;
+        }
+        let mut stand = BTreeSet::from([self.id]);
+        if let Some((asker, voted)) = asker
+            && voted <= term
+        {
+            stand.insert(asker);
+        }
+        // It may be older than what Raft has just taken on, by one change that is not committed
+        // yet: a majority of both has a member in common.
+        let membership = self.news.borrow_watched().membership_config.clone();
+        let membership = membership.membership();
+        let is_majority = |stand: &BTreeSet<NodeId>| {
+            membership.get_joint_config().iter().all(|voters| {
+                let held = voters.intersection(stand).count();
+                held > voters.len() / 2
+            })
+        };
+        if is_majority(&stand) {
+            return Some(point);
+        }
+        let deadline = Instant::now() + STAND_PATIENCE;
+        let (request, asked) = (&Request::Stand { term }, stand.clone());
+        let mut answers: FuturesUnordered<_> = membership
+            .voter_ids()
+            .filter(|voter| !asked.contains(voter))
+            .filter_map(|voter| Some((voter, membership.get_node(&voter)?)))
+            .map(|(voter, member)| async move {
+                (voter, self.ask(voter, member, request, deadline).await)
+            })
+            .collect();
+        while let Some((voter, answer)) = answers.next().await {
+            if let Ok(Response::Stands) = answer {
+                stand.insert(voter);
+                if is_majority(&stand) {
+                    return Some(point);
+                }
+            }
+        }
+        None
     }
 }

@@ -11,11 +11,13 @@ pub mod position;
 pub mod reply_codec;
 pub mod snapshot;
 pub mod spool;
+mod standing;
 pub mod state_machine;
 mod storing;
 pub mod transport;
 pub mod types;
 
+pub use standing::Standing;
 pub use types::{
     Applied, Entry, LogId, Member, NodeId, NodeRuntime, Proposal, ReplySlot, StoredMembership,
     TypeConfig, Vote, log_id,

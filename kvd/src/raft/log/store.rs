@@ -24,6 +24,7 @@ use super::restart::{RestartError, RestartState, check_restart};
 use crate::data_dir::sync_dir;
 use crate::raft::codec::Payload;
 use crate::raft::phases::Phases;
+use crate::raft::standing::Standing;
 use crate::raft::types::{Entry, LogId, NodeId, Proposal, TypeConfig, Vote};
 
 /// One read for replication or apply returns entries of about this many bytes, and at least one.
@@ -63,6 +64,7 @@ struct Inner {
     on_fatal: OnFatal,
     metrics: Metrics,
     phases: Phases,
+    standing: Arc<Standing>,
 }
 
 #[derive(Default)]
@@ -178,6 +180,9 @@ impl LogStore {
                 on_fatal,
                 metrics: Metrics::default(),
                 phases: Phases::default(),
+                standing: Arc::new(Standing::new(
+                    state.vote.map_or(0, |vote| vote.leader_id.term),
+                )),
             }),
         }
     }
@@ -304,6 +309,11 @@ impl LogStore {
             bytes: journal.bytes(),
             appended_bytes: self.inner.metrics.bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// What this node has voted for, and what it knows to be committed.
+    pub fn standing(&self) -> &Arc<Standing> {
+        &self.inner.standing
     }
 
     /// The phases of a write on this node.
@@ -650,6 +660,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let vote = *vote;
+        self.inner.standing.note_term(vote.leader_id.term);
         crash_point!("log_vote_before");
         self.change(|journal| journal.save_vote(vote)).await?;
         crash_point!("log_vote_after");
@@ -657,6 +668,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        if let Some(id) = committed {
+            self.inner.standing.note_committed(id);
+        }
         // It may be lost: Raft finds it out again. So it rides with the next flush.
         self.inner
             .waiting

@@ -18,7 +18,7 @@ use openraft::raft::{
 };
 use openraft::type_config::alias::SnapshotOf;
 use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::link::{CallError, Exchange, Link, Live, body_of};
@@ -29,7 +29,7 @@ use super::{ConnKind, Context, transfer};
 use crate::doors;
 use crate::raft::codec::Malformed;
 use crate::raft::spool::SnapshotData;
-use crate::raft::{LogId, Member, NodeId, TypeConfig, Vote};
+use crate::raft::{LogId, Member, NodeId, Standing, TypeConfig, Vote};
 
 /// Links that are kept without a user before unused ones are dropped: more than a cluster has
 /// members.
@@ -75,13 +75,16 @@ impl Links {
 #[derive(Clone)]
 pub struct Peers {
     links: Links,
+    standing: Arc<Standing>,
 }
 
 impl Peers {
-    /// Connections are made with what `ctx` says, and served on its runtime.
-    pub fn new(ctx: Arc<Context>) -> Self {
+    /// Connections are made with what `ctx` says, and served on its runtime. What peers are told
+    /// to be committed is noted in `standing` before.
+    pub fn new(ctx: Arc<Context>, standing: Arc<Standing>) -> Self {
         Peers {
             links: Links::new(ctx),
+            standing,
         }
     }
 
@@ -94,6 +97,7 @@ impl Peers {
             purpose,
             control: self.links.get(ConnKind::Control, target, addr),
             append: Link::new(ctx.clone(), ConnKind::Append, target, addr.clone()),
+            standing: self.standing.clone(),
             ctx,
         }
     }
@@ -133,6 +137,7 @@ pub struct PeerConn {
     purpose: Purpose,
     control: Arc<Link>,
     append: Arc<Link>,
+    standing: Arc<Standing>,
 }
 
 type RpcResult<T> = Result<T, RPCError<TypeConfig>>;
@@ -184,10 +189,18 @@ impl PeerConn {
         option: &RPCOption,
     ) -> RpcResult<StreamAppendResult<TypeConfig>> {
         let (prev, last) = range_of(&request);
+        note_committed(&self.standing, &request);
         let body = self
             .control(Message::Append(request), RPCTypes::AppendEntries, option)
             .await?;
         read_appended(body, prev.as_ref(), last.as_ref()).map_err(malformed)
+    }
+}
+
+/// Notes what a peer is about to learn to be committed.
+fn note_committed(standing: &Standing, request: &AppendEntriesRequest<TypeConfig>) {
+    if let Some(id) = request.leader_commit {
+        standing.note_committed(id);
     }
 }
 
@@ -230,6 +243,8 @@ impl RaftNetworkV2<TypeConfig> for PeerConn {
         }
         let pipeline = Pipeline {
             link: self.append.clone(),
+            wanted: self.standing.news_wanted(),
+            standing: self.standing.clone(),
             live: None,
             input: Some(input),
             sent: None,
@@ -326,6 +341,9 @@ impl Drop for AbortOnDrop {
 /// Appends on their way to one peer, over one connection, answered in order.
 struct Pipeline<S> {
     link: Arc<Link>,
+    standing: Arc<Standing>,
+    /// Somebody at a peer waits for news.
+    wanted: watch::Receiver<()>,
     live: Option<Arc<Live>>,
     input: Option<S>,
     /// The last entry that was sent.
@@ -362,6 +380,7 @@ where
                 input,
                 in_flight,
                 held,
+                wanted,
                 ..
             } = &mut *self;
             let until = held.as_ref().map(|(_, until)| *until);
@@ -373,6 +392,7 @@ where
                     if room && input.is_some() => Event::Input(request),
                 () = async { sleep_until(until.expect("checked")).await },
                     if room && until.is_some() => Event::News,
+                Ok(()) = wanted.changed(), if room && until.is_some() => Event::News,
                 else => return None,
             };
             let request = match event {
@@ -380,6 +400,9 @@ where
                     let follows = |last: LogId| request.prev_log_id == Some(last);
                     if request.entries.is_empty() && self.sent.is_some_and(follows) {
                         let until = until.unwrap_or_else(|| Instant::now() + NEWS_HELD);
+                        if self.held.is_none() {
+                            self.wanted.mark_unchanged();
+                        }
                         self.held = Some((request, until));
                         continue;
                     }
@@ -426,6 +449,7 @@ where
             _ => self.link.live().await?,
         };
         let entries = !request.entries.is_empty();
+        note_committed(&self.standing, &request);
         let exchange = live.send(Message::Append(request))?;
         self.live = Some(live);
         if entries {

@@ -369,7 +369,7 @@ impl World {
     }
 
     async fn peer(&self) -> PeerConn {
-        Peers::new(self.client())
+        Peers::new(self.client(), Arc::default())
             .new_client(SERVER, &self.member())
             .await
     }
@@ -421,7 +421,7 @@ async fn votes_heartbeats_and_transfers_are_answered() {
             Err(TransferLeaderError::LogNotFlushed { expected: Some(id), actual: None })
                 if id == log_id(2, 8)
         ));
-        let mut heart = Peers::new(world.client())
+        let mut heart = Peers::new(world.client(), Arc::default())
             .new_heartbeat_client(SERVER, &world.member())
             .await;
         let beat = stream::iter([append(5, 0, 0)]);
@@ -653,7 +653,9 @@ async fn silent_peer_is_given_up_although_each_caller_gives_up_sooner() {
         raft_addr: addr,
         ..Member::default()
     };
-    let mut peer = Peers::new(ctx).new_client(SERVER, &member).await;
+    let mut peer = Peers::new(ctx, Arc::default())
+        .new_client(SERVER, &member)
+        .await;
     let again = async {
         while accepted.load(Ordering::Relaxed) < 2 {
             let option = RPCOption::new(Duration::from_millis(40));
@@ -1030,7 +1032,7 @@ async fn snapshot_of_several_megabytes_arrives_equal_with_the_meta_of_its_file()
             snapshot: source,
         };
         let vote = Vote::new_committed(2, CLIENT);
-        let mut peer = Peers::new(world.client())
+        let mut peer = Peers::new(world.client(), Arc::default())
             .new_snapshot_client(SERVER, &world.member())
             .await;
         let sent = peer
@@ -1055,7 +1057,7 @@ async fn snapshot_that_takes_long_to_verify_arrives() {
             snapshot: source,
         };
         let vote = Vote::new_committed(2, CLIENT);
-        let mut peer = Peers::new(world.client())
+        let mut peer = Peers::new(world.client(), Arc::default())
             .new_snapshot_client(SERVER, &world.member())
             .await;
         let sent = peer
@@ -1212,7 +1214,7 @@ async fn three_real_members_elect_a_leader_and_agree_over_tcp() {
             Box::new(MemoryJournal::open(MemoryDisk::default())),
             Arc::new(|_: &str| {}),
         );
-        let peers = Peers::new(ctx.clone());
+        let peers = Peers::new(ctx.clone(), Arc::default());
         let raft = openraft::Raft::new(id, config.clone(), peers, log, counter.clone())
             .await
             .unwrap();
