@@ -37,6 +37,9 @@ pub const DIRECTORY: &str = "./kvd-data";
 /// second.
 pub const LOG_BYTES: u64 = 64 << 20;
 
+/// Memory for values that were read lately, by default.
+const READ_CACHE_BYTES: usize = 64 << 20;
+
 /// Room in an entry beside the largest value: the command's other arguments and the framing.
 const ENTRY_ROOM_BYTES: usize = 1 << 20;
 
@@ -313,6 +316,15 @@ pub struct RunFlags {
         help_heading = "Storage"
     )]
     pub max_log_bytes: Option<u64>,
+    /// Memory for values that were read lately, in bytes, over whatever engine; 0 keeps none
+    /// [default: 67108864]
+    #[arg(
+        long,
+        env = "KVD_READ_CACHE_BYTES",
+        value_name = "BYTES",
+        help_heading = "Storage"
+    )]
+    pub read_cache_bytes: Option<usize>,
     /// Free bytes of the disk below which commands that may grow the data are refused [default: a
     /// twentieth of the disk, between 16 and 256 MiB]
     #[arg(
@@ -434,6 +446,7 @@ struct FileSettings {
     backend_opt: Option<Vec<String>>,
     max_entry_bytes: Option<usize>,
     max_log_bytes: Option<u64>,
+    read_cache_bytes: Option<usize>,
     min_free_bytes: Option<u64>,
     name: Option<String>,
     no_bootstrap: Option<bool>,
@@ -521,6 +534,8 @@ pub struct Config {
     pub limits: ConfigLimits,
     /// Bytes of entries between two cuts of the log.
     pub log_bytes_max: u64,
+    /// Memory for values that were read lately.
+    pub read_cache_bytes: usize,
     /// Free bytes of the disk below which data may not grow; none means a share of the disk.
     pub free_bytes_min: Option<u64>,
     /// The node's name.
@@ -646,6 +661,7 @@ impl Config {
                 group_bytes_max: entry + ENTRY_ROOM_BYTES,
             },
             log_bytes_max,
+            read_cache_bytes: pick!(read_cache_bytes).unwrap_or(READ_CACHE_BYTES),
             free_bytes_min: pick!(min_free_bytes),
             name,
             bootstrap: birth.founds,

@@ -93,6 +93,7 @@ async fn serve(
             write_timeout: WRITE_TIMEOUT,
             limits: config.limits,
             log_bytes_max: config.log_bytes_max,
+            read_cache_bytes: config.read_cache_bytes,
             staleness_max: config.staleness_max,
             free_bytes_min: config.free_bytes_min,
             join: config.join.clone(),

@@ -181,6 +181,8 @@ impl World {
                     group_bytes_max: 2 << 20,
                 },
                 log_bytes_max: 6000,
+                // Little enough that what was read is pushed out by what is read.
+                read_cache_bytes: 320 << 10,
                 staleness_max: None,
                 free_bytes_min: Some(0),
                 join: Vec::new(),

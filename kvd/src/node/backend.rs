@@ -31,6 +31,10 @@ impl Node {
         line("backend_waiting_layers", waiting.layers.to_string());
         let kept = core.machine.store().kept_bytes();
         line("backend_kept_bytes", kept.to_string());
+        let cache = core.machine.store().cache_counts();
+        line("backend_read_cache_bytes", cache.bytes.to_string());
+        line("backend_read_cache_hits", cache.hits.to_string());
+        line("backend_read_cache_misses", cache.misses.to_string());
         if let Some(costs) = engine.costs() {
             of_costs(costs, &mut line);
         }

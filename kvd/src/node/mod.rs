@@ -86,6 +86,8 @@ pub struct Settings {
     pub limits: ConfigLimits,
     /// The log is cut when this many bytes of entries have been appended since the last cut.
     pub log_bytes_max: u64,
+    /// Memory for values that were read lately, in bytes.
+    pub read_cache_bytes: usize,
     /// How old what a local read sees may be; none means that it may be of any age.
     pub staleness_max: Option<Duration>,
     /// Free bytes of the disk below which data may not grow; none means a share of the disk.
@@ -743,7 +745,7 @@ impl Shared {
             let error = storage::Error::new(storage::ErrorKind::TooLarge, message);
             return Err(StartError::Engine(error));
         }
-        let store = Arc::new(Store::new(engine));
+        let store = Arc::new(Store::new(engine).with_cache(self.settings.read_cache_bytes));
         if store.views_block_stores() {
             tracing::warn!(
                 backend = store.engine().name(),

@@ -5,6 +5,7 @@
 //! stores; many read.
 
 mod before;
+mod cache;
 mod costs;
 mod filter;
 mod layer;
@@ -18,6 +19,7 @@ mod tests;
 mod waiting;
 
 pub use before::KEPT_BYTES_MAX;
+pub use cache::CacheCounts;
 pub use costs::{Call, Cost, Costs, READS_PER_SAMPLE, Stopwatch};
 pub use kvd_plugin_api::{Caps, Error, ErrorKind, Feed, Flow, Limits, Mark, Op, Range, Result};
 pub use layer::{Layer, Stack};

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::before::{self, Before, KEPT_BYTES_MAX, SHORT_GETS, Turn};
+use super::cache::{ALWAYS, Cache, CacheCounts};
 use super::waiting::{self, Amount, Step, Steps, Waiting};
 use super::{
     Caps, Engine, EngineView, Error, ErrorKind, Feed, Flow, Layer, Mark, Op, Range, Read, Result,
@@ -20,6 +21,8 @@ use super::{
 pub struct Store {
     engine: Arc<dyn Engine>,
     shared: Arc<Shared>,
+    /// What was read lately, where anything is kept of that.
+    cache: Option<Arc<Cache>>,
     /// What may be kept for long reads of an engine without views.
     kept_bytes_max: usize,
     /// What was stored, and may be looked at by readers: it is let go by who stores, and not by a
@@ -39,6 +42,8 @@ struct Table {
     waiting: Waiting,
     /// Of the newest state, applied or stored; none until it is known.
     mark: Option<Arc<Mark>>,
+    /// The cache's, once it knows of all that the engine was given.
+    generation: u64,
     /// The readers of an engine without views, by the number of the newest step that they know.
     /// What they do not know must not get into the engine under them unseen.
     readers: BTreeMap<u64, Readers>,
@@ -131,9 +136,23 @@ impl Store {
         Store {
             engine,
             shared: Arc::default(),
+            cache: None,
             kept_bytes_max: KEPT_BYTES_MAX,
             stored: Mutex::default(),
         }
+    }
+
+    /// Keeps values that are read, in so many bytes of memory at most; 0 keeps none.
+    #[must_use]
+    pub fn with_cache(mut self, bytes_max: usize) -> Self {
+        self.cache = Cache::new(bytes_max).map(Arc::new);
+        self
+    }
+
+    /// What the cache of values has done.
+    pub fn cache_counts(&self) -> CacheCounts {
+        let cache = self.cache.as_ref();
+        cache.map_or(CacheCounts::default(), |cache| cache.counts())
     }
 
     #[cfg(test)]
@@ -176,14 +195,22 @@ impl Store {
         }
         // First the steps, then the engine: it may have some of them by then, and none beyond them
         // unless it has them all.
-        let steps = self.shared.lock().waiting.steps().clone();
+        let (steps, generation) = {
+            let table = self.shared.lock();
+            (table.waiting.steps().clone(), table.generation)
+        };
         let view = self.engine.view()?;
         let stored = steps.iter().take_while(|step| step.is_in(view.mark()));
         Ok(ReadView {
             stored: stored.count(),
             steps,
             source: Source::View(view),
+            cache: self.cache_at(generation),
         })
+    }
+
+    fn cache_at(&self, generation: u64) -> Option<(Arc<Cache>, u64)> {
+        Some((self.cache.clone()?, generation))
     }
 
     /// The same for what takes its time and may be begun anew, as a snapshot: nothing waits for it
@@ -212,6 +239,7 @@ impl Store {
         Ok(ReadView {
             steps: table.waiting.steps().clone(),
             stored: 0,
+            cache: self.cache_at(table.generation),
             source: Source::Pinned {
                 engine: self.engine.clone(),
                 mark,
@@ -232,6 +260,7 @@ impl Store {
     pub fn latest(&self) -> Latest {
         Latest {
             engine: self.engine.clone(),
+            cache: self.cache.clone(),
             steps: self.shared.lock().waiting.steps().clone(),
         }
     }
@@ -313,16 +342,39 @@ impl Store {
             return Ok(0);
         };
         crash_point!("store_taken");
-        match &steps[..] {
-            [step] => self.write_under(&readers, &step.layer.ops(), &step.mark)?,
-            _ => self.write_under(&readers, &waiting::join(&steps).ops(), &newest.mark)?,
-        }
-        let before = self.shared.lock().waiting.stored();
+        let joined;
+        let layer = match &steps[..] {
+            [step] => &step.layer,
+            _ => {
+                joined = waiting::join(&steps);
+                &joined
+            }
+        };
+        self.write_under(&readers, &layer.ops(), &newest.mark)?;
+        let generation = self.renew_cache(layer);
+        let before = {
+            let mut table = self.shared.lock();
+            table.generation = generation;
+            table.waiting.stored()
+        };
         crash_point!("store_dropped");
         drop(before);
         let bytes = steps.iter().map(|step| step.bytes).sum();
         self.let_go(steps);
         Ok(bytes)
+    }
+
+    /// Tells the cache what the engine has got; the generation that begins with it.
+    fn renew_cache(&self, layer: &Layer) -> u64 {
+        let Some(cache) = &self.cache else { return 0 };
+        let generation = cache.begin();
+        if layer.ranges().next().is_some() {
+            cache.clear();
+        }
+        for (key, value) in layer.points() {
+            cache.changed(key, value.map(|value| &**value));
+        }
+        generation
     }
 
     /// Forgets what was stored, but for what readers look at.
@@ -356,8 +408,8 @@ impl Store {
         Ok(())
     }
 
-    /// Gives the engine changes that no reader of the newest state sees, with the mark that the
-    /// engine has. For the one thread that stores.
+    /// Gives the engine changes that no reader of the newest state sees or ever will, with the mark
+    /// that the engine has: what the cache knows of them is what earlier readers may see. For the one thread that stores.
     ///
     /// # Errors
     ///
@@ -415,11 +467,17 @@ impl Store {
         crash_point!("engine_replace_before");
         let replaced = self.engine.replace(feed, mark);
         crash_point!("engine_replace_after");
+        let generation = self.cache.as_ref().map_or(0, |cache| {
+            let generation = cache.begin();
+            cache.clear();
+            generation
+        });
         let mut table = self.shared.lock();
         let mut before = Steps::default();
         if replaced.is_ok() {
             // Not before: until then whoever reads would go back to what the engine had.
             before = table.waiting.clear();
+            table.generation = generation;
             table.mark = Some(Arc::new(mark.clone()));
         }
         table.replacing = false;
@@ -433,22 +491,23 @@ impl Store {
 /// The newest state as the thread that applies reads it.
 pub struct Latest {
     engine: Arc<dyn Engine>,
+    cache: Option<Arc<Cache>>,
     steps: Steps,
-}
-
-impl Latest {
-    fn stack(&self) -> Stack<'_, Arc<Step>> {
-        Stack::new(&*self.engine, &self.steps)
-    }
 }
 
 impl Read for Latest {
     fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
-        self.stack().get(key, out)
+        match &self.cache {
+            Some(cache) => {
+                let cached = cache.over(ALWAYS, &*self.engine);
+                Stack::new(&cached, &self.steps).get(key, out)
+            }
+            None => Stack::new(&*self.engine, &self.steps).get(key, out),
+        }
     }
 
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
-        self.stack().scan(range, out)
+        Stack::new(&*self.engine, &self.steps).scan(range, out)
     }
 }
 
@@ -458,6 +517,8 @@ pub struct ReadView {
     steps: Steps,
     /// So many of the oldest steps are in the source.
     stored: usize,
+    /// The cache, and the generation to which the steps belong.
+    cache: Option<(Arc<Cache>, u64)>,
 }
 
 enum Source {
@@ -550,19 +611,27 @@ impl ReadView {
     fn over<'a>(&'a self, base: &'a dyn Read) -> Stack<'a, Arc<Step>> {
         Stack::new(base, &self.steps[self.stored..])
     }
+
+    fn get_from(&self, base: &dyn Read, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        let Some((cache, generation)) = &self.cache else {
+            return self.over(base).get(key, out);
+        };
+        // All steps: what the source has got of them by now, the cache of its generation has not.
+        Stack::new(&cache.over(*generation, base), &self.steps).get(key, out)
+    }
 }
 
 impl Read for ReadView {
     fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
         let (engine, pin) = match &self.source {
-            Source::View(view) => return self.over(&**view).get(key, out),
+            Source::View(view) => return self.get_from(&**view, key, out),
             Source::Pinned { engine, pin, .. } => (engine, pin),
         };
         if pin.gets.fetch_add(1, Ordering::Relaxed) == SHORT_GETS {
             pin.become_long();
         }
         let turn = pin.turn(&**engine)?;
-        self.over(&turn).get(key, out)
+        self.get_from(&turn, key, out)
     }
 
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
