@@ -281,11 +281,14 @@ fn layer(changes: &[Op<'_>]) -> Layer {
     layer
 }
 
+/// Of little use, but it is there.
+const CACHE_BYTES: usize = 1 << 20;
+
 /// While one thread applies and another stores, readers see, in one view, only what one apply left,
 /// and never go back.
 fn reads_are_consistent_while_changes_are_stored(caps: Caps) {
     const APPLIED: u64 = 2000;
-    let store = Store::new(Arc::new(TestEngine::new(caps, in_halves)));
+    let store = Store::new(Arc::new(TestEngine::new(caps, in_halves))).with_cache(CACHE_BYTES);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (store, done) = (&store, &done);
@@ -418,7 +421,7 @@ fn looks_like(read: &dyn Read, model: &Model) {
 /// saw at first.
 fn a_store_reads_as_if_nothing_waited(caps: Caps, at_length: bool, steps: &[Step]) {
     let memory = Arc::new(MemoryEngine::with_caps(caps));
-    let store = Store::new(memory.clone());
+    let store = Store::new(memory.clone()).with_cache(CACHE_BYTES);
     let (mut model, mut index) = (Model::new(), 0);
     let mut views: Vec<(ReadView, Mark, Model)> = Vec::new();
     let open = |store: &Store| match at_length {
