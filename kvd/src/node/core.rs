@@ -27,6 +27,14 @@ use crate::raft::transport::{CallError, RequestClient};
 use crate::raft::{Member, NodeId, Raft, TypeConfig};
 use crate::resp::Reply;
 
+/// What a node alone syncs in Raft's thread at most, in bytes: what is longer takes the disk so long
+/// that more can be gathered meanwhile.
+const ALONE_SYNCED_MAX: usize = 64 << 10;
+
+/// The same for a follower, which has the next entries to read meanwhile: with entries of 25 kB it
+/// was slower by a tenth than by the log's own thread.
+const FOLLOWER_SYNCED_MAX: usize = 4 << 10;
+
 /// Who leads, as far as this node knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Leadership {
@@ -142,7 +150,11 @@ impl Core {
             // A leader has entries to send meanwhile; who follows has to answer first of all that
             // it has them.
             let leads = metrics.borrow_watched().state == ServerState::Leader;
-            self.log.sync_in_place(alone || !leads);
+            self.log.sync_in_place(match (alone, leads) {
+                (true, _) => ALONE_SYNCED_MAX,
+                (false, false) => FOLLOWER_SYNCED_MAX,
+                (false, true) => 0,
+            });
             self.machine.apply_in_place(alone);
             let now = {
                 let metrics = metrics.borrow_watched();

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, ControlFlow, RangeBounds};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
@@ -30,9 +30,6 @@ use crate::raft::types::{Entry, LogId, NodeId, Proposal, TypeConfig, Vote};
 /// One read for replication or apply returns entries of about this many bytes, and at least one.
 pub(super) const READ_BYTES_MAX: usize = 1 << 20;
 
-/// What is longer than this is never synced by the thread that appends it.
-const SYNCED_IN_PLACE_MAX: usize = 64 << 10;
-
 /// Where the last sync took longer than this, the next one is left to the log's thread.
 const SYNCED_IN_PLACE_WITHIN: Duration = Duration::from_millis(4);
 
@@ -56,8 +53,8 @@ struct Inner {
     flushed: watch::Sender<u64>,
     floor: AtomicU64,
     holds: Holds,
-    /// Whoever appends may wait for the sync itself.
-    in_place: AtomicBool,
+    /// Whoever appends may wait for the sync of so many bytes itself.
+    in_place_max: AtomicUsize,
     /// The last sync took long.
     slow: AtomicBool,
     failed: OnceLock<String>,
@@ -174,7 +171,7 @@ impl LogStore {
                 flushed: watch::Sender::new(next_index(state.last.max(state.purged))),
                 floor: AtomicU64::new(0),
                 holds: Holds::default(),
-                in_place: AtomicBool::new(false),
+                in_place_max: AtomicUsize::new(0),
                 slow: AtomicBool::new(false),
                 failed: OnceLock::new(),
                 on_fatal,
@@ -268,11 +265,11 @@ impl LogStore {
         self.inner.holds.give_up();
     }
 
-    /// Says whether the thread that appends has nothing better to do until a short append is
+    /// Says up to how many bytes the thread that appends has nothing better to do until they are
     /// durable: it then syncs by itself, which spares two wake-ups of threads, as long as the disk
     /// is quick.
-    pub fn sync_in_place(&self, allowed: bool) {
-        self.inner.in_place.store(allowed, Ordering::Relaxed);
+    pub fn sync_in_place(&self, bytes_max: usize) {
+        self.inner.in_place_max.store(bytes_max, Ordering::Relaxed);
     }
 
     /// The entries below this index are on this node's disk.
@@ -432,7 +429,8 @@ impl Inner {
         if waiting.flushing {
             return Ok(());
         }
-        if !self.in_place.load(Ordering::Relaxed) || self.slow.load(Ordering::Relaxed) {
+        let in_place_max = self.in_place_max.load(Ordering::Relaxed);
+        if in_place_max == 0 || self.slow.load(Ordering::Relaxed) {
             self.begin(&mut **journal, &mut waiting);
             return Ok(());
         }
@@ -440,7 +438,7 @@ impl Inner {
             return Ok(());
         };
         let began = Instant::now();
-        let job = match journal.write_out(SYNCED_IN_PLACE_MAX) {
+        let job = match journal.write_out(in_place_max) {
             Ok(Some(job)) => job,
             Ok(None) => {
                 self.flush(&mut **journal, covered, waiters);

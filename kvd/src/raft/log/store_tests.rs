@@ -322,7 +322,7 @@ async fn a_short_append_can_be_durable_when_it_returns() {
     let mut log = open(dir.path()).unwrap();
     log.append([entry(1, 0)], IOFlushed::noop()).await.unwrap();
     log.wait_flushed(0).await.unwrap();
-    log.sync_in_place(true);
+    log.sync_in_place(64 << 10);
     for index in 1..10 {
         // Whatever else the disk is busy with.
         log.inner.slow.store(false, Ordering::Relaxed);
@@ -393,7 +393,7 @@ async fn a_failed_sync_in_place_ends_the_log() {
         flushes.clone(),
     );
     let mut log = LogStore::over(Box::new(journal), fatal);
-    log.sync_in_place(true);
+    log.sync_in_place(64 << 10);
     assert!(log.blocking_append([entry(1, 0)]).await.is_err());
     assert_eq!(log.flushed(), 0);
     assert!(log.save_vote(&Vote::new(2, 9)).await.is_err());
@@ -411,7 +411,7 @@ async fn who_appends_does_not_wait_for_a_disk_that_was_slow_just_before() {
         flushes.clone(),
     );
     let mut log = LogStore::over(Box::new(journal), ignore());
-    log.sync_in_place(true);
+    log.sync_in_place(64 << 10);
     log.blocking_append([entry(1, 0)]).await.unwrap();
     assert_eq!(flushes.load(Ordering::Relaxed), 0);
     log.inner
