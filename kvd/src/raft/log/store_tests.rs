@@ -333,7 +333,7 @@ async fn a_short_append_can_be_durable_when_it_returns() {
     }
     let long = Entry {
         log_id: log_id(1, 10),
-        payload: EntryPayload::Normal(Proposal::new(Bytes::from(vec![1; SYNCED_IN_PLACE_MAX]))),
+        payload: EntryPayload::Normal(Proposal::new(Bytes::from(vec![1; 64 << 10]))),
     };
     log.blocking_append([long]).await.unwrap();
     assert_eq!(log.phases().fsync.count(), 11);
