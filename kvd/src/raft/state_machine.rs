@@ -596,11 +596,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotData>> {
         crash_point!("snapshot_build_before");
-        // What is durable is the snapshot; the node sees to it that it is no older than need be.
-        let position = match self.durable() {
-            Some(position) => position,
-            None => self.make_durable().await?,
-        };
+        let position = self.make_durable().await?;
         crash_point!("snapshot_build_after");
         Ok(self.snapshot_of(&position))
     }
