@@ -27,7 +27,7 @@ use crate::raft::log::Hold;
 use crate::raft::spool::{
     SnapshotData, SnapshotMeta, SnapshotSink, SnapshotSource, Spool, SpoolWriter,
 };
-use crate::raft::{Entry, Member, NodeId, Proposal, TypeConfig, Vote, log_id};
+use crate::raft::{Entry, Member, NodeId, Proposal, Standing, TypeConfig, Vote, log_id};
 
 const CLIENT: NodeId = 7;
 const SERVER: NodeId = 9;
@@ -533,6 +533,31 @@ async fn news_of_what_is_committed_goes_out_by_itself_where_no_entries_come() {
         assert_eq!(world.fake.committed.lock().unwrap()[3..], [Some(1)]);
         world.stop().await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn news_of_what_is_committed_goes_out_at_once_where_a_reader_waits_for_it() {
+    let world = World::new(Arc::new(MemoryNet::default())).await;
+    let standing = Arc::new(Standing::default());
+    let mut peer = Peers::new(world.client(), standing.clone())
+        .new_client(SERVER, &world.member())
+        .await;
+    let requests = stream::iter([append(0, 1, 8), news(0)]).chain(stream::pending());
+    let mut answers = peer.stream_append(requests, option()).await.unwrap();
+    answers.next().await.unwrap().unwrap().unwrap();
+    let began = Instant::now();
+    {
+        let mut news = std::pin::pin!(answers.next());
+        assert!(news.as_mut().now_or_never().is_none(), "it is held");
+        assert!(standing.committed_in(2).is_none());
+        standing.want_news();
+        news.await.unwrap().unwrap().unwrap();
+    }
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    // Whoever is asked for a reader's sake knew it before the peer.
+    assert_eq!(standing.committed_in(2), Some(log_id(2, 0)));
+    drop(answers);
+    world.stop().await;
 }
 
 #[tokio::test]
