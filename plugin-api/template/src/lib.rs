@@ -26,11 +26,13 @@ impl Backend for Engine {
     // Question 1: what can it do? Claim DURABLE when a mark that `sync` returned survives the loss
     // of power, VIEW when a read can stay as it is while writes go on, FAST_READ when a `get`
     // usually takes a few microseconds, FAST_DELETE_RANGE, COMPACT and VERIFY when they do
-    // something. kvd asks for nothing that is not claimed.
+    // something, RECONFIGURE when options may change while it is open. kvd asks for nothing that
+    // is not claimed. With DURABLE, the README's table is to be changed as well.
     const CAPS: Caps = Caps::VIEW.with(Caps::FAST_READ);
 
-    // Question 2: how large may keys, values and batches be? What is above is refused by `write`
-    // with TooLarge, as a whole; kvd's own limits must fit below.
+    // Question 2: how large may keys and values be? What is above is refused by `write` with
+    // TooLarge, as a whole; kvd's own limits must fit below. Batches have no bound that kvd could
+    // keep to.
     const LIMITS: Limits = Limits::UNBOUNDED;
 
     // Question 3: what may an operator set? Each option has a kind, a default and a help text; kvd

@@ -1,4 +1,7 @@
 //! The contract, clause by clause, and what a killed process leaves.
+//!
+//! An engine that claims DURABLE also wants `testkit::crash::check_power`, written as `check` is
+//! below: a kill leaves what was not synced, and only a loss of power shows a sync that is missing.
 
 use kvd_engine_name::Engine;
 
