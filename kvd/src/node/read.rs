@@ -271,13 +271,12 @@ impl Core {
             // It reads once it has carried that out.
             standing.want_news();
         }
-        let point = ReadPoint {
-            index,
-            time_ms: self.leader_time(term),
-        };
         if !standing.stands_by(term) {
             return None;
         }
+        // Not for a term that is over: the clock of the next one would begin anew.
+        let time_ms = self.leader_time(term);
+        let point = ReadPoint { index, time_ms };
         let mut stand = BTreeSet::from([self.id]);
         if let Some((asker, voted)) = asker
             && voted <= term

@@ -409,7 +409,8 @@ impl Store {
     }
 
     /// Gives the engine changes that no reader of the newest state sees or ever will, with the mark
-    /// that the engine has: what the cache knows of them is what earlier readers may see. For the one thread that stores.
+    /// that the engine has: what the cache knows of them is what earlier readers may see. For the
+    /// one thread that stores.
     ///
     /// # Errors
     ///
@@ -464,14 +465,16 @@ impl Store {
                 table = self.shared.wait(table);
             }
         }
-        crash_point!("engine_replace_before");
-        let replaced = self.engine.replace(feed, mark);
-        crash_point!("engine_replace_after");
+        // Before the engine holds anything else: readers of this generation, whose views may be of
+        // either contents, find nothing here from now on, and add nothing.
         let generation = self.cache.as_ref().map_or(0, |cache| {
             let generation = cache.begin();
             cache.clear();
             generation
         });
+        crash_point!("engine_replace_before");
+        let replaced = self.engine.replace(feed, mark);
+        crash_point!("engine_replace_after");
         let mut table = self.shared.lock();
         let mut before = Steps::default();
         if replaced.is_ok() {
