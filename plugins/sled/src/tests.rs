@@ -113,20 +113,24 @@ fn foreign_directory_is_incompatible() {
     );
 }
 
+/// Damages what is below, which the next opening must find.
+#[track_caller]
+fn is_corruption_after(dir: &Path, damage: impl FnOnce(&sled::Db)) {
+    let store = below(dir);
+    damage(store.db());
+    store.db().flush().unwrap();
+    drop(store);
+    assert_eq!(open(dir).err().unwrap().kind(), ErrorKind::Corruption);
+}
+
 #[test]
 fn contents_without_a_mark_are_corruption() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()).unwrap());
-    let store = below(dir.path());
-    let db = store.db();
-    db.remove([0]).unwrap().expect("the mark is there");
-    db.insert([1, 2], "value").unwrap();
-    db.flush().unwrap();
-    drop(store);
-    assert_eq!(
-        open(dir.path()).err().unwrap().kind(),
-        ErrorKind::Corruption
-    );
+    is_corruption_after(dir.path(), |db| {
+        db.remove([0]).unwrap().expect("the mark is there");
+        db.insert([1, 2], "value").unwrap();
+    });
 }
 
 /// As after a loss of power that took a part of what was not synced, from the middle.
@@ -145,15 +149,7 @@ fn contents_that_are_not_those_that_were_written_are_corruption() {
         (1..=30).for_each(|index| write(&backend, index));
         backend.verify().unwrap();
         drop(backend);
-        let store = below(dir.path());
-        let db = store.db();
-        lose(db);
-        db.flush().unwrap();
-        drop(store);
-        assert_eq!(
-            open(dir.path()).err().unwrap().kind(),
-            ErrorKind::Corruption
-        );
+        is_corruption_after(dir.path(), lose);
     }
 }
 
