@@ -1,7 +1,7 @@
 //! An engine in memory whose writes a test does in its own way.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::{
     Caps, Engine, EngineView, Error, Feed, Flow, Limits, Mark, MemoryEngine, Op, Range, Read,
@@ -16,6 +16,8 @@ pub(crate) struct TestEngine {
     pub(crate) memory: MemoryEngine,
     caps: Caps,
     write: Box<Write>,
+    /// Called when contents were replaced, before the host hears of it.
+    pub(crate) replaced: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// The most entries that it had to show at once.
     pub(crate) longest_scan: Arc<AtomicUsize>,
 }
@@ -29,6 +31,7 @@ impl TestEngine {
             memory: MemoryEngine::new(),
             caps,
             write: Box::new(write),
+            replaced: OnceLock::new(),
             longest_scan: Arc::default(),
         }
     }
@@ -87,7 +90,11 @@ impl Engine for TestEngine {
     }
 
     fn replace(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
-        self.memory.replace(feed, mark)
+        self.memory.replace(feed, mark)?;
+        if let Some(replaced) = self.replaced.get() {
+            replaced();
+        }
+        Ok(())
     }
 
     fn property(&self, name: &str) -> Option<String> {

@@ -489,6 +489,38 @@ fn a_store_reads_as_if_nothing_waited(caps: Caps, at_length: bool, steps: &[Step
     }
 }
 
+/// Between a replacement and the news of it, a reader has the new contents, whatever was read of
+/// the old ones, and what it reads is not taken for theirs.
+#[test]
+fn what_was_read_of_replaced_contents_is_never_mixed_with_the_new_ones() {
+    let engine = Arc::new(TestEngine::new(Caps::VIEW, in_halves));
+    let store = Arc::new(Store::new(engine.clone()).with_cache(CACHE_BYTES));
+    for key in [&b"a"[..], b"b"] {
+        store.write(&[Op::Put(key, b"old")], &mark(1)).unwrap();
+    }
+    let before = store.read().unwrap();
+    assert_eq!(value(&before, b"a").as_deref(), Some(&b"old"[..]));
+    let (readers, looked) = (Arc::downgrade(&store), Arc::new(AtomicBool::new(false)));
+    let own = looked.clone();
+    let look = move || {
+        let view = readers.upgrade().unwrap().read().unwrap();
+        assert_eq!(view.mark(), &mark(7));
+        assert_eq!(value(&view, b"a").as_deref(), Some(&b"new"[..]));
+        assert_eq!(value(&view, b"b").as_deref(), Some(&b"new"[..]));
+        own.store(true, Ordering::Relaxed);
+    };
+    assert!(engine.replaced.set(Box::new(look)).is_ok());
+    let contents = ["a", "b"].map(|key| (key.into(), b"new".to_vec()));
+    let mut contents = Contents(Model::from(contents).into_iter());
+    store.replace(&mut contents, &mark(7)).unwrap();
+    assert!(looked.load(Ordering::Relaxed));
+    for key in [b"a", b"b"] {
+        assert_eq!(value(&before, key).as_deref(), Some(&b"old"[..]));
+        let after = value(&store.read().unwrap(), key);
+        assert_eq!(after.as_deref(), Some(&b"new"[..]));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() })]
 
