@@ -297,10 +297,10 @@ impl Core {
             return Some(point);
         }
         let deadline = Instant::now() + STAND_PATIENCE;
-        let (request, asked) = (&Request::Stand { term }, stand.clone());
+        let request = &Request::Stand { term };
         let mut answers: FuturesUnordered<_> = membership
             .voter_ids()
-            .filter(|voter| !asked.contains(voter))
+            .filter(|voter| !stand.contains(voter))
             .filter_map(|voter| Some((voter, membership.get_node(&voter)?)))
             .map(|(voter, member)| async move {
                 (voter, self.ask(voter, member, request, deadline).await)
