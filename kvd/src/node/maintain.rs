@@ -20,12 +20,16 @@ use crate::storage::Caps;
 pub(super) const TICK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often the engine is made durable while it changes: what a restart has to carry out again,
-/// and how long an engine keeps pages that it has freed.
+/// and how long an engine keeps pages that it has freed; see also [`SYNCED_CHANGES`].
 pub(super) const SYNC_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long Raft may take to learn of a snapshot that is there already; the log is cut as far as
 /// the one before then.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// After so many changes it is made durable at once: a restart carries out again as many as this, and
+/// what comes until the engine has synced.
+const SYNCED_CHANGES: u64 = 1 << 18;
 
 impl Core {
     /// Proposes a tick whenever an expiry is due and no write has carried the time there.
@@ -69,7 +73,7 @@ impl Core {
         let mut every = interval(Duration::from_millis(250));
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let durable_engine = self.machine.store().engine().caps().contains(Caps::DURABLE);
-        let mut synced = Instant::now();
+        let (mut synced, mut synced_changes) = (Instant::now(), 0);
         let log_bytes_max = self.settings.log_bytes_max;
         // What an earlier run left counts as well.
         let stats = self.log.stats();
@@ -89,8 +93,11 @@ impl Core {
             // A cut that a snapshot on its way has held back is made up for when it has arrived.
             let let_go = held_back.is_some() && self.held_from().is_none();
             let too_long = short || let_go || kept + (appended - cut_at) > log_bytes_max;
-            let sync_due =
-                durable_engine && (synced.elapsed() >= SYNC_INTERVAL || self.disk.is_tight());
+            let changes = self.machine.store().changes();
+            let sync_due = durable_engine
+                && (synced.elapsed() >= SYNC_INTERVAL
+                    || changes - synced_changes >= SYNCED_CHANGES
+                    || self.disk.is_tight());
             if applied > durable && (sync_due || too_long) {
                 self.disk.sync_begins();
                 if self.machine.make_durable().await.is_err() {
@@ -98,7 +105,7 @@ impl Core {
                 }
                 let guard = self.disk.clone();
                 doors::blocking(&*self.doors.workers, move || guard.sync_ended()).await;
-                synced = Instant::now();
+                (synced, synced_changes) = (Instant::now(), changes);
             } else if applied <= durable && synced.elapsed() >= SYNC_INTERVAL {
                 // Entries that a leader sends again and again must not count for ever.
                 let guard = self.disk.clone();

@@ -49,6 +49,7 @@ use crate::doors::{Doors, NodeScope};
 use crate::raft::entry::Group;
 use crate::raft::executor::{Executor, Stop};
 use crate::raft::log::{self, LogStore};
+use crate::raft::replay::{ReplayError, replay};
 use crate::raft::snapshot::SnapshotDir;
 use crate::raft::spool::{SnapshotSource as _, Spool};
 use crate::raft::state_machine::{self, StateMachine};
@@ -755,7 +756,7 @@ impl Shared {
         let snapshots = Arc::new(SnapshotDir::open(&snapshot_dir)?);
         let durable = state_machine::recover(&store, &snapshots)?;
         crash_point!("open_recovered");
-        let executor = Executor::new(store.clone(), self.settings.limits.keyspace())
+        let mut executor = Executor::new(store.clone(), self.settings.limits.keyspace())
             .map_err(StartError::State)?;
         let applied = executor.position().log_id;
         let fatal = self.fatal.clone();
@@ -776,6 +777,14 @@ impl Shared {
             log.drop_contradicted(applied).await?;
         }
         log.check_restart(applied, newest_spool, identity.stage == Stage::Founded)?;
+        let replayed = replay(&log, &mut executor, &*self.doors.workers).await;
+        let replayed = replayed.map_err(|error| match error {
+            ReplayError::Stop(stop) => StartError::State(stop),
+            ReplayError::Log(error) => log::OpenError::of(&log_dir, error).into(),
+        })?;
+        if replayed > 0 {
+            tracing::info!(entries = replayed, "carried out again");
+        }
         let proposer = Arc::new(Proposer::new(identity.incarnations.number()));
         let fatal = self.fatal.clone();
         let watcher = Arc::new(Watcher {

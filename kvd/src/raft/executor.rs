@@ -113,7 +113,7 @@ impl Executor {
     }
 
     /// The store, for reads.
-    pub fn store(&self) -> &Store {
+    pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
 

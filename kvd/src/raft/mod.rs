@@ -8,6 +8,7 @@ pub mod log;
 mod pace;
 pub mod phases;
 pub mod position;
+pub mod replay;
 pub mod reply_codec;
 pub mod snapshot;
 pub mod spool;

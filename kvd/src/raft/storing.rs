@@ -6,8 +6,8 @@
 //! engine gets a batch.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep};
@@ -66,6 +66,8 @@ pub(super) struct Storing {
     store: Arc<Store>,
     pace: Arc<Pace>,
     room: Room,
+    /// What a start has left waiting, and still does: it has room of its own.
+    left: Arc<Mutex<Amount>>,
 }
 
 /// Changes whenever something was stored; true once nothing more will be.
@@ -96,6 +98,7 @@ impl Storing {
         observer: Arc<dyn Observer>,
     ) -> Self {
         let room = Room::new(false);
+        let left = Arc::new(Mutex::new(store.waiting()));
         let asked = Arc::new(AtomicBool::new(false));
         let pace = Arc::<Pace>::default();
         let mut hands = Hands {
@@ -125,6 +128,7 @@ impl Storing {
             store,
             pace,
             room,
+            left,
         }
     }
 
@@ -141,6 +145,22 @@ impl Storing {
         }
     }
 
+    /// How much waits beside what a start has left.
+    fn waiting(&self) -> Amount {
+        let now = self.store.waiting();
+        let mut left = self.left.lock().expect("no panic while held");
+        *left = Amount {
+            bytes: left.bytes.min(now.bytes),
+            changes: left.changes.min(now.changes),
+            layers: left.layers.min(now.layers),
+        };
+        Amount {
+            bytes: now.bytes - left.bytes,
+            changes: now.changes - left.changes,
+            layers: now.layers - left.layers,
+        }
+    }
+
     /// Waits while too much waits, and a little where much does.
     pub(super) async fn room(&self) -> io::Result<()> {
         let mut changes = self.room.subscribe();
@@ -148,7 +168,7 @@ impl Storing {
             if *changes.borrow_and_update() {
                 return Err(ended());
             }
-            let waiting = self.store.waiting();
+            let waiting = self.waiting();
             if !reached(waiting, WAITING_MAX) {
                 let full = waiting.bytes as f64 / WAITING_MAX.bytes as f64;
                 if let Some(pause) = self.pace.pause(full) {

@@ -8,10 +8,13 @@ use openraft::storage::{EntryResponder, RaftStateMachine as _};
 
 use super::entry::{self, GroupBuilder, Rule, Stamp};
 use super::executor::Executor;
+use super::log::{Body, Journal as _, LogStore, MemoryDisk, MemoryJournal};
+use super::replay::replay;
 use super::state_machine::{Observer, StateMachine};
 use super::storing::WAITING_MAX;
-use super::suite_tests::{Unseen, log_of_everything, machine_over};
+use super::suite_tests::{Unseen, log_of_everything, machine_of, machine_over};
 use super::types::{Entry, Proposal, TypeConfig, log_id};
+use crate::doors::Threads;
 use crate::keyspace::{Limits, View};
 use crate::resp::Reply;
 use crate::storage::test_engine::TestEngine;
@@ -222,4 +225,41 @@ fn what_was_applied_and_not_stored_is_applied_again() {
     }
     digests.dedup();
     assert_eq!(digests.len(), 1);
+}
+
+/// More than may wait else is committed at a start, and the engine stands still: it is carried out
+/// up to the last entry that is known to be committed, and delays nothing that comes then.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_start_carries_out_again_waits_for_no_engine() {
+    let temp = tempfile::tempdir().unwrap();
+    let barrier = Arc::new(Barrier::default());
+    let engine = engine_behind(&barrier);
+    let value = "x".repeat(1 << 20);
+    let committed = (WAITING_MAX.bytes >> 20) as u64 + 6;
+    let mut journal = MemoryJournal::open(MemoryDisk::default());
+    for index in 0..=committed + 1 {
+        let entry = set(index, &format!("key:{index}"), &value);
+        let body = Body::of(&entry.payload);
+        journal.append(entry.log_id, body).unwrap();
+    }
+    journal.save_committed(log_id(1, committed)).unwrap();
+    let log = LogStore::over(Box::new(journal), Arc::new(|_| {}));
+    let store = Arc::new(Store::new(engine.clone()));
+    let mut executor = Executor::new(store.clone(), Limits::default()).unwrap();
+    assert_eq!(
+        replay(&log, &mut executor, &Threads).await.unwrap(),
+        committed + 1
+    );
+    assert_eq!(replay(&log, &mut executor, &Threads).await.unwrap(), 0);
+    assert_eq!(store.mark().unwrap().index, committed);
+    assert!(store.waiting().bytes > WAITING_MAX.bytes && engine.memory.is_empty());
+    let mut machine = machine_of(executor, log, temp.path(), Arc::new(Unseen));
+    let last = committed + 1;
+    apply(&mut machine, set(last, "last", "1")).await;
+    assert_eq!(get(machine.store(), "last").as_deref(), Some("1"));
+    let first = get(machine.store(), "key:0").map(|value| value.len());
+    assert_eq!(first, Some(value.len()));
+    barrier.open();
+    assert_eq!(machine.make_durable().await.unwrap().index(), last);
+    machine.close().await.unwrap();
 }

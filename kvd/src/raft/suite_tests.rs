@@ -58,16 +58,31 @@ pub(super) fn machine_over(
     dir: &Path,
     observer: Arc<dyn Observer>,
 ) -> StateMachine {
+    let store = Arc::new(Store::new(engine));
+    let files = SnapshotDir::open(dir).unwrap();
+    recover(&store, &files).unwrap();
+    let executor = Executor::new(store, Limits::default()).unwrap();
+    machine_of(executor, log, dir, observer)
+}
+
+/// A state machine that goes on from where an executor stands.
+pub(super) fn machine_of(
+    executor: Executor,
+    log: LogStore,
+    dir: &Path,
+    observer: Arc<dyn Observer>,
+) -> StateMachine {
     let doors = Doors {
         net: Arc::new(Tcp),
         workers: Arc::new(Threads),
         clock: Arc::new(SystemClock),
         random: Random::from_seed(1),
     };
-    let store = Arc::new(Store::new(engine));
     let dir = Arc::new(SnapshotDir::open(dir).unwrap());
-    let durable = recover(&store, &dir).unwrap();
-    let executor = Executor::new(store.clone(), Limits::default()).unwrap();
+    let store = executor.store().clone();
+    let mark = store.engine().mark().unwrap();
+    let durable = Position::from_mark(&mark).unwrap();
+    let durable = durable.log_id.is_some().then_some(durable);
     StateMachine::start(&doors, store, log, dir, durable, executor, observer)
 }
 

@@ -40,6 +40,8 @@ struct Shared {
 #[derive(Default)]
 struct Table {
     waiting: Waiting,
+    /// How many changes were ever applied.
+    changes: u64,
     /// Of the newest state, applied or stored; none until it is known.
     mark: Option<Arc<Mark>>,
     /// The cache's, once it knows of all that the engine was given.
@@ -180,6 +182,11 @@ impl Store {
         self.shared.lock().waiting.amount()
     }
 
+    /// How many changes were applied since this was opened.
+    pub fn changes(&self) -> u64 {
+        self.shared.lock().changes
+    }
+
     /// A consistent read of the newest state.
     ///
     /// With an engine without views it holds back what is stored later, until it has read more
@@ -292,6 +299,7 @@ impl Store {
         let step = Step::new(layer, mark);
         let mut table = self.shared.lock();
         table.mark = Some(newest);
+        table.changes += step.layer.len() as u64;
         table.waiting.push(step)
     }
 

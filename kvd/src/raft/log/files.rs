@@ -176,6 +176,9 @@ impl FileJournal {
         };
         if fresh {
             journal.checkpoint()?;
+        } else {
+            // What was read may be in the system's memory only, and is going to be carried out.
+            journal.disk.sync(&journal.open.file)?;
         }
         journal.retire();
         Ok(journal)

@@ -68,6 +68,20 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// For what became of reading the log in `dir`.
+    pub(crate) fn of(dir: &Path, error: io::Error) -> Self {
+        let dir = dir.to_owned();
+        match error.kind() {
+            io::ErrorKind::InvalidData => OpenError::Damaged {
+                dir,
+                reason: error.to_string(),
+            },
+            _ => OpenError::Io { dir, source: error },
+        }
+    }
+}
+
 /// Checks the `FORMAT` file, or writes it where the directory is new.
 pub(super) fn check(dir: &Path, identity: Identity) -> Result<(), OpenError> {
     let io_error = |source| OpenError::Io {

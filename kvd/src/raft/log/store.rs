@@ -137,16 +137,7 @@ impl LogStore {
         // A synced record is worth nothing in a folder whose own name a loss of power takes away.
         sync_dir(dir).map_err(io_error)?;
         let before = newest_chunk(&chunks);
-        let journal = FileJournal::open(&chunks).map_err(|source| match source.kind() {
-            io::ErrorKind::InvalidData => OpenError::Damaged {
-                dir: dir.to_owned(),
-                reason: source.to_string(),
-            },
-            _ => OpenError::Io {
-                dir: dir.to_owned(),
-                source,
-            },
-        })?;
+        let journal = FileJournal::open(&chunks).map_err(|error| OpenError::of(dir, error))?;
         if let Some((path, bytes)) = before
             && let Ok(now) = std::fs::metadata(&path)
             && now.len() < bytes
@@ -313,6 +304,11 @@ impl LogStore {
         &self.inner.standing
     }
 
+    /// The last entry known to be committed, if there is any.
+    pub fn committed(&self) -> Option<LogId> {
+        self.state().committed
+    }
+
     /// The phases of a write on this node.
     pub fn phases(&self) -> &Phases {
         &self.inner.phases
@@ -374,7 +370,13 @@ impl LogStore {
             .map_err(|_| io::Error::other("the log has ended"))?
     }
 
-    fn read(&self, from: u64, to: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+    /// The entries with `from <= index < to`, as many as fit in `bytes_max`, but at least one.
+    pub(in crate::raft) fn read(
+        &self,
+        from: u64,
+        to: u64,
+        bytes_max: usize,
+    ) -> io::Result<Vec<Entry>> {
         let (mut entries, mut bytes, mut damage) = (Vec::new(), 0, None);
         let journal = self.inner.journal.read().expect("no panic while held");
         journal.read(from, to, &mut |id, body| {
