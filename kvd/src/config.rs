@@ -38,7 +38,7 @@ pub const DIRECTORY: &str = "./kvd-data";
 pub const LOG_BYTES: u64 = 64 << 20;
 
 /// Memory for values that were read lately, by default.
-const READ_CACHE_BYTES: usize = 64 << 20;
+const READ_CACHE_BYTES: usize = 48 << 20;
 
 /// Room in an entry beside the largest value: the command's other arguments and the framing.
 const ENTRY_ROOM_BYTES: usize = 1 << 20;
@@ -317,7 +317,7 @@ pub struct RunFlags {
     )]
     pub max_log_bytes: Option<u64>,
     /// Memory for values that were read lately, in bytes, over whatever engine; 0 keeps none
-    /// [default: 67108864]
+    /// [default: 50331648]
     #[arg(
         long,
         env = "KVD_READ_CACHE_BYTES",

@@ -11,7 +11,9 @@
 //!          tag u32 | place u32  ---->  length u32 | key length u16 | kind u16 | since u64 | key | value
 //! ```
 //!
-//! All memory is bounded by the budget, and taken only as entries come. A hash for which somebody
+//! All memory is bounded by the budget, and taken only as entries come. Once the ring has been full, one
+//! of eight reads that find nothing here adds what they got: of keys that are read evenly, and are more
+//! than there is room for, as many are found, and far fewer are copied. A hash for which somebody
 //! finds many keys spoils one set of eight.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -30,6 +32,10 @@ const SLOTS_PART: usize = 8;
 
 /// What is longer is worth reading from the engine.
 const ENTRY_BYTES_MAX: usize = 4 << 10;
+
+/// Where an entry has to go for it, one offer of so many is taken: most of what is read once is not
+/// read again soon, and a table that is renewed with each read helps nobody.
+const TAKEN_OF: u32 = 8;
 
 const HEAD_BYTES: usize = 16;
 
@@ -75,15 +81,17 @@ struct Shard {
     tail: usize,
     /// Where entries end in front of a head that has begun anew at 0.
     wrapped: Option<usize>,
+    /// The offers since the ring was full for the first time; none before.
+    offers: Option<u32>,
 }
 
 impl Cache {
     /// Of at most so many bytes; none where that is too little to be of use.
     pub(super) fn new(bytes_max: usize) -> Option<Self> {
         let bytes = bytes_max / SHARDS;
-        let slots_max = (bytes / SLOTS_PART / size_of::<u64>() + 1).next_power_of_two() / 2;
+        let slots_max = bytes / SLOTS_PART / size_of::<u64>() / WAYS * WAYS;
         let ring_max = (bytes - bytes / SLOTS_PART).min(u32::MAX as usize / 2);
-        if slots_max < WAYS || ring_max < ENTRY_BYTES_MAX {
+        if slots_max == 0 || ring_max < ENTRY_BYTES_MAX {
             return None;
         }
         let shard = || Counted {
@@ -141,7 +149,8 @@ impl Cache {
     pub(super) fn offer(&self, hash: u64, key: &[u8], value: Option<&[u8]>, generation: u64) {
         let mut shard = lock(&self.of(hash).shard);
         let now = self.generation.load(SeqCst);
-        if (generation == ALWAYS || generation == now) && shard.find(hash, key).is_none() {
+        let holds = generation == ALWAYS || generation == now;
+        if holds && shard.takes() && shard.find(hash, key).is_none() {
             shard.put(hash, key, value, now);
         }
     }
@@ -235,7 +244,15 @@ struct Entry<'a> {
 
 impl Shard {
     fn bytes(&self) -> usize {
-        self.ring.capacity() + self.slots.capacity() * size_of::<u64>()
+        self.ring.len() + self.slots.len() * size_of::<u64>()
+    }
+
+    /// Whether an offer is taken.
+    fn takes(&mut self) -> bool {
+        self.offers.as_mut().is_none_or(|offers| {
+            *offers = offers.wrapping_add(1);
+            offers.is_multiple_of(TAKEN_OF)
+        })
     }
 
     fn entry(&self, at: usize) -> Entry<'_> {
@@ -296,14 +313,11 @@ impl Shard {
         }
         if self.slots.is_empty() {
             self.slots = vec![0; self.slots_max];
+            // The system gives memory for it as entries come.
+            self.ring.reserve_exact(self.ring_max);
         }
         let at = self.make_room(bytes);
         if self.ring.len() < at + bytes {
-            if self.ring.capacity() < at + bytes {
-                // Doubled, but never beyond the bound.
-                let capacity = (2 * self.ring.len()).clamp(at + bytes, self.ring_max);
-                self.ring.reserve_exact(capacity - self.ring.len());
-            }
             self.ring.resize(at + bytes, 0);
         }
         let kind = if value.is_some() { VALUE } else { ABSENT };
@@ -338,6 +352,7 @@ impl Shard {
                 None => {
                     self.wrapped = Some(self.head);
                     self.head = 0;
+                    self.offers.get_or_insert(0);
                 }
                 Some(_) if self.head + bytes <= self.tail => break,
                 Some(end) if self.tail == end => {
@@ -473,6 +488,36 @@ mod tests {
             assert!(cache.counts().bytes <= BYTES, "{round}");
         }
         assert!(found > 10_000, "{found}");
+    }
+
+    #[test]
+    fn where_others_have_to_go_for_it_one_offer_of_eight_is_taken() {
+        let cache = Cache::new(BYTES).unwrap();
+        let count = |keys: std::ops::Range<u32>| {
+            let taken = keys.filter(|n| {
+                let key = n.to_be_bytes();
+                offer(&cache, &key, Some(&[0; 100]), 0);
+                get(&cache, &key, 0).is_some()
+            });
+            taken.count()
+        };
+        assert_eq!(count(0..1000), 1000);
+        count(1000..100_000);
+        let taken = count(100_000..108_000);
+        assert!((950..1050).contains(&taken), "{taken}");
+    }
+
+    #[test]
+    fn a_budget_of_any_size_has_room_for_as_many_keys_as_it_has_bytes_for() {
+        for bytes in [BYTES, 3 * BYTES / 2, 2 * BYTES - 1] {
+            let cache = Cache::new(bytes).unwrap();
+            let entries = bytes / 64;
+            for n in 0..entries as u64 {
+                offer(&cache, &n.to_be_bytes(), Some(&[0; 32]), 0);
+            }
+            let found = (0..entries as u64).filter(|n| get(&cache, &n.to_be_bytes(), 0).is_some());
+            assert!(found.count() > entries * 8 / 10, "{bytes}");
+        }
     }
 
     #[test]
