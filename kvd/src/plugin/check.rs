@@ -244,9 +244,14 @@ impl Trials<'_> {
             let _ = fs::remove_dir_all(dir);
             tried
         });
-        tried
-            .and_then(accepted)
-            .map_or_else(Outcome::Broken, |_| Outcome::Kept)
+        match tried.and_then(accepted) {
+            Err(how) => Outcome::Broken(how),
+            Ok(tried) => match tried["skipped"].as_str() {
+                // A few words for each clause, kept to the end of the process.
+                Some(why) => Outcome::Skipped(Box::leak(why.into())),
+                None => Outcome::Kept,
+            },
+        }
     }
 
     /// Kills a process that writes, and looks at what it has left, again and again.

@@ -71,7 +71,7 @@ fn try_it(flags: &PluginTrialFlags) -> Value {
         name => match Clause::named(name).map(|clause| clause.try_on(&kit)) {
             Some(Outcome::Kept) => json!({}),
             Some(Outcome::Broken(how)) => json!({ "broken": how }),
-            Some(Outcome::Skipped(why)) => json!({ "broken": why }),
+            Some(Outcome::Skipped(why)) => json!({ "skipped": why }),
             None => json!({ "broken": format!("there is no clause {name}") }),
         },
     }

@@ -7,9 +7,9 @@ mod replacing;
 mod together;
 mod views;
 
-use crate::{Caps, ErrorKind, Range};
+use crate::{Caps, Range};
 
-use super::subject::{Bytes, Entries, Kit, Verdict};
+use super::subject::{Bytes, Entries};
 use super::{Clause, model};
 
 macro_rules! clause {
@@ -19,7 +19,7 @@ macro_rules! clause {
             text: $text,
             stage: $stage,
             needs: $needs,
-            try_on: $module::$name,
+            try_on: |kit| $module::$name(kit).map(Into::into),
         }
     };
 }
@@ -70,13 +70,9 @@ pub(super) const ALL: &[Clause] = &[
     clause!(4, model::random_operations_match_a_model, Caps::empty(), "after any operations the engine is as a map would be"),
 ];
 
-fn may_be_unsupported(kit: &Kit<'_>, what: &str, cap: Caps, result: crate::Result<()>) -> Verdict {
-    match result {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::Unsupported && !kit.caps().contains(cap) => Ok(()),
-        Err(error) => Err(format!("{what} failed: {error}")),
-    }
-}
+/// Why nothing can be said of what outlives an engine.
+pub(super) const VOLATILE: &str =
+    "nothing outlives the engine, and it does not claim the capability";
 
 /// A to z, each with a value of its own.
 fn letters() -> Entries {

@@ -7,6 +7,8 @@
 //!
 //! # What is asked, and how it is known that the answer can be no
 //!
+//! A clause of which an engine leaves nothing to try is skipped, and says why.
+//!
 //! Each clause has been seen to fail: an engine with one fault each breaks it, and no other clause.
 //!
 //! | asked | clause | broken engines |
@@ -139,7 +141,21 @@ pub struct Clause {
     /// When a clause of an earlier stage is broken, this one would fail for the same reason.
     stage: u8,
     needs: Caps,
-    try_on: fn(&Kit<'_>) -> Result<(), String>,
+    try_on: fn(&Kit<'_>) -> Result<Tried, String>,
+}
+
+/// How much of a clause could be tried on an engine that keeps it.
+enum Tried {
+    /// What there is to try.
+    All,
+    /// Nothing, for this reason: what the engine is leaves nothing of the clause.
+    Nothing(&'static str),
+}
+
+impl From<()> for Tried {
+    fn from((): ()) -> Self {
+        Tried::All
+    }
 }
 
 impl Clause {
@@ -166,7 +182,8 @@ impl Clause {
     /// Tries it; a panic is a way to break it.
     pub fn try_on(&self, kit: &Kit<'_>) -> Outcome {
         match catch_unwind(AssertUnwindSafe(|| (self.try_on)(kit))) {
-            Ok(Ok(())) => Outcome::Kept,
+            Ok(Ok(Tried::All)) => Outcome::Kept,
+            Ok(Ok(Tried::Nothing(why))) => Outcome::Skipped(why),
             Ok(Err(how)) => Outcome::Broken(how),
             Err(panic) => Outcome::Broken(format!("panic: {}", panic_text(&*panic))),
         }

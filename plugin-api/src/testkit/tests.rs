@@ -665,33 +665,89 @@ struct Sound;
 
 impl Fault for Sound {
     const KIND: Kind = Kind::Nothing;
+    const CAPS: Caps = Caps::DURABLE
+        .with(Caps::VIEW)
+        .with(Caps::COMPACT)
+        .with(Caps::VERIFY)
+        .with(Caps::RECONFIGURE);
     const LIMITS: Limits = SMALL;
+}
+
+/// The clauses that were not tried, with the reasons.
+fn skipped<F: Fault>(options: &[(&str, &str)]) -> Vec<(&'static str, &'static str)> {
+    let report = run::<Memory<F>>(options);
+    assert!(report.is_ok(), "{report}");
+    let skipped = |(name, outcome): &(&'static str, Outcome)| match outcome {
+        Outcome::Skipped(why) => Some((*name, *why)),
+        _ => None,
+    };
+    report.outcomes().iter().filter_map(skipped).collect()
 }
 
 #[test]
 fn sound_engine_passes_every_clause() {
-    let report = run::<Memory<Sound>>(&[("size", "2MiB")]);
-    let is_kept = |(_, outcome): &(&str, Outcome)| *outcome == Outcome::Kept;
-    assert!(report.outcomes().iter().all(is_kept), "{report}");
+    let why = "the engine claims the capability";
+    let unclaimed = "view_without_capability_is_unsupported";
+    assert_eq!(skipped::<Sound>(&[("size", "2MiB")]), [(unclaimed, why)]);
 }
 
+/// An `ok` would say that something was looked at.
 #[test]
-fn sound_volatile_engine_passes_what_applies() {
+fn clauses_that_an_engine_leaves_nothing_of_are_skipped_with_the_reason() {
+    struct Unbounded;
+    impl Fault for Unbounded {
+        const KIND: Kind = Kind::Nothing;
+        const CAPS: Caps = Caps::DURABLE;
+    }
     struct Volatile;
     impl Fault for Volatile {
         const KIND: Kind = Kind::Nothing;
         const CAPS: Caps = Caps::empty();
     }
-    let report = run::<Memory<Volatile>>(&[]);
-    assert!(report.is_ok(), "{report}");
-    let skipped = |name: &str| {
-        let is_skipped = |outcome: &Outcome| matches!(outcome, Outcome::Skipped(_));
-        report
-            .outcomes()
-            .iter()
-            .any(|(clause, outcome)| *clause == name && is_skipped(outcome))
+    let unclaimed = "the engine does not claim the capability";
+    let any = |part: &'static str| move |(_, why): &(&str, &str)| why.contains(part);
+    let names = |skipped: &[(&'static str, &str)], is: &dyn Fn(&(&str, &str)) -> bool| {
+        let skipped = skipped.iter().filter(|(name, why)| is(&(*name, *why)));
+        skipped.map(|(name, _)| *name).collect::<Vec<_>>()
     };
-    assert!(skipped("view_stays_as_it_was") && skipped("second_opening_is_locked"));
+    let found = skipped::<Unbounded>(&[]);
+    let limits = names(&found, &any("has no limit"));
+    assert_eq!(limits, ["refused_batch_changes_nothing"]);
+    let verify = names(&found, &any("does not claim to verify"));
+    assert_eq!(verify, ["verify_accepts_sound_contents"]);
+    assert_eq!(
+        names(&found, &any(unclaimed)),
+        [
+            "view_stays_as_it_was",
+            "view_has_the_mark_of_its_moment",
+            "view_reads_as_its_engine_does",
+            "view_outlives_replace",
+            "view_may_end_after_its_engine",
+            "reconfigure_keeps_contents",
+        ]
+    );
+    let found = skipped::<Volatile>(&[]);
+    assert_eq!(
+        names(&found, &any("nothing outlives the engine")),
+        ["replace_is_durable", "reopened_engine_has_what_was_synced"]
+    );
+    assert!(!names(&found, &any(unclaimed)).is_empty());
+}
+
+/// One that does not claim to compact, and says so when it is asked to.
+#[test]
+fn a_compaction_that_is_not_there_is_not_called_tried() {
+    struct Uncompacted;
+    impl Fault for Uncompacted {
+        const KIND: Kind = Kind::CompactFails;
+        const CAPS: Caps = Caps::DURABLE.with(Caps::VIEW);
+    }
+    let found = skipped::<Uncompacted>(&[]);
+    let why = "the engine does not compact, and does not claim to";
+    assert!(
+        found.contains(&("compact_keeps_contents", why)),
+        "{found:?}"
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::{ErrorKind, Mark, Op, Options};
 
+use super::super::Tried;
 use super::super::subject::{
     ALL, Entries, Kit, Read as _, Value, Verdict, compare, during, ensure, entries, get, mark,
     same_mark, scan,
@@ -170,10 +171,15 @@ pub(super) fn long_keys_are_kept(kit: &Kit<'_>) -> Verdict {
     compare("long keys", &subject, &expected)
 }
 
-pub(super) fn large_batches_are_kept(kit: &Kit<'_>) -> Verdict {
+pub(super) fn large_batches_are_kept(kit: &Kit<'_>) -> Verdict<Tried> {
     let subject = kit.open()?;
     // Five bytes of a key and one of a value each.
     let count = (kit.limits().batch_bytes_max / 6).min(LARGE_BATCH);
+    if count == 0 {
+        return Ok(Tried::Nothing(
+            "the engine takes no batch that holds anything",
+        ));
+    }
     let keys: Vec<String> = (0..count).map(|at| format!("{at:05}")).collect();
     let puts: Vec<_> = keys
         .iter()
@@ -191,10 +197,11 @@ pub(super) fn large_batches_are_kept(kit: &Kit<'_>) -> Verdict {
         get(&subject, last.as_bytes())?.is_some(),
         "the last change of a batch of {count} is not there"
     );
-    same_mark("after a large batch", &subject.mark()?, &mark(1))
+    same_mark("after a large batch", &subject.mark()?, &mark(1))?;
+    Ok(Tried::All)
 }
 
-pub(super) fn refused_batch_changes_nothing(kit: &Kit<'_>) -> Verdict {
+pub(super) fn refused_batch_changes_nothing(kit: &Kit<'_>) -> Verdict<Tried> {
     let mut refused: Vec<(&str, Vec<(Vec<u8>, Vec<u8>)>)> = Vec::new();
     let above = |limit: u64| (limit < kit.effort.value_bytes).then(|| limit as usize + 1);
     if let Some(bytes) = above(kit.limits().key_bytes_max) {
@@ -210,6 +217,10 @@ pub(super) fn refused_batch_changes_nothing(kit: &Kit<'_>) -> Verdict {
             .collect();
         refused.push(("batch", puts));
     }
+    if refused.is_empty() {
+        let why = "the engine has no limit, or none that is low enough to be tried";
+        return Ok(Tried::Nothing(why));
+    }
     for (what, puts) in refused {
         let expected = entries([("a", "1"), ("b", "2")]);
         let subject = kit.open_with(&expected)?;
@@ -223,7 +234,7 @@ pub(super) fn refused_batch_changes_nothing(kit: &Kit<'_>) -> Verdict {
         same_mark("after a refused batch", &subject.mark()?, &mark(1))?;
         compare("after a refused batch", &subject, &expected)?;
     }
-    Ok(())
+    Ok(Tried::All)
 }
 
 pub(super) fn later_changes_of_a_batch_see_earlier_ones(kit: &Kit<'_>) -> Verdict {

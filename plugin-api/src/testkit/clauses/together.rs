@@ -6,6 +6,7 @@ use std::thread;
 
 use crate::{Caps, Op};
 
+use super::super::Tried;
 use super::super::subject::{
     ALL, Entries, Kit, Still, Subject, Verdict, compare, ensure, mark, scan,
 };
@@ -29,7 +30,7 @@ struct Until {
     writes_max: u64,
 }
 
-pub(super) fn readers_never_see_half_a_batch(kit: &Kit<'_>) -> Verdict {
+pub(super) fn readers_never_see_half_a_batch(kit: &Kit<'_>) -> Verdict<Tried> {
     let until = Until {
         meetings: kit.effort.meetings,
         writes_max: kit.effort.meetings * 100,
@@ -37,7 +38,7 @@ pub(super) fn readers_never_see_half_a_batch(kit: &Kit<'_>) -> Verdict {
     readers_see_whole_groups(kit, Way::Write, until)
 }
 
-pub(super) fn readers_never_see_half_a_replacement(kit: &Kit<'_>) -> Verdict {
+pub(super) fn readers_never_see_half_a_replacement(kit: &Kit<'_>) -> Verdict<Tried> {
     // A replacement may cost several syncs of the disk.
     let until = Until {
         meetings: kit.effort.meetings / 10,
@@ -46,7 +47,7 @@ pub(super) fn readers_never_see_half_a_replacement(kit: &Kit<'_>) -> Verdict {
     readers_see_whole_groups(kit, Way::Replace, until)
 }
 
-fn readers_see_whole_groups(kit: &Kit<'_>, way: Way, until: Until) -> Verdict {
+fn readers_see_whole_groups(kit: &Kit<'_>, way: Way, until: Until) -> Verdict<Tried> {
     let subject = kit.open()?;
     let traffic = Traffic::default();
     thread::scope(|scope| {
@@ -57,11 +58,12 @@ fn readers_see_whole_groups(kit: &Kit<'_>, way: Way, until: Until) -> Verdict {
         for reader in readers {
             reader.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         }
-        written
+        written?;
+        Ok(traffic.tried())
     })
 }
 
-pub(super) fn readers_go_on_beside_sync_and_compact(kit: &Kit<'_>) -> Verdict {
+pub(super) fn readers_go_on_beside_sync_and_compact(kit: &Kit<'_>) -> Verdict<Tried> {
     let expected = some(kit.effort.entries / 10);
     let subject = kit.open_with(&expected)?;
     let traffic = Traffic::default();
@@ -72,23 +74,29 @@ pub(super) fn readers_go_on_beside_sync_and_compact(kit: &Kit<'_>) -> Verdict {
                     let _end = EndOnDrop(&traffic);
                     while !traffic.is_over.load(Ordering::SeqCst) {
                         compare("a read beside sync and compact", &subject, &expected)?;
+                        traffic.meetings.fetch_add(1, Ordering::SeqCst);
                     }
                     Ok(())
                 })
             })
             .collect();
-        let worked = (2..5).try_for_each(|index| {
-            subject.write(&[], &mark(index))?;
-            subject.sync()?;
-            // Whether it works is another clause's matter.
-            drop(subject.backend.compact());
-            Ok(())
-        });
+        // Readers may be slow to begin.
+        let is_enough = |index: &u64| *index < 5 || traffic.meetings.load(Ordering::SeqCst) == 0;
+        let worked = (2..50)
+            .take_while(is_enough)
+            .try_for_each(|index| -> Verdict {
+                subject.write(&[], &mark(index))?;
+                subject.sync()?;
+                // Whether it works is another clause's matter.
+                drop(subject.backend.compact());
+                Ok(())
+            });
         traffic.is_over.store(true, Ordering::SeqCst);
         for reader in readers {
             reader.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         }
-        worked
+        worked?;
+        Ok(traffic.tried())
     })
 }
 
@@ -99,6 +107,15 @@ struct Traffic {
     /// Odd during a write.
     writes: AtomicU64,
     meetings: AtomicU64,
+}
+
+impl Traffic {
+    fn tried(&self) -> Tried {
+        match self.meetings.load(Ordering::SeqCst) {
+            0 => Tried::Nothing("no read came while the engine was at work; try it again"),
+            _ => Tried::All,
+        }
+    }
 }
 
 /// Tells the other threads to end, also when this one fails or panics.

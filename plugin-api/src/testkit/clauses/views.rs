@@ -2,6 +2,7 @@
 
 use crate::{Caps, ErrorKind, Mark, Op, Range};
 
+use super::super::Tried;
 use super::super::subject::{
     Entries, Kit, Read as _, Still, Verdict, compare, during, ensure, entries, get, mark,
     same_mark, scan,
@@ -103,12 +104,12 @@ pub(super) fn view_outlives_replace(kit: &Kit<'_>) -> Verdict {
     same_mark("a view after replace", view.mark(), &mark(1))
 }
 
-pub(super) fn view_without_capability_is_unsupported(kit: &Kit<'_>) -> Verdict {
+pub(super) fn view_without_capability_is_unsupported(kit: &Kit<'_>) -> Verdict<Tried> {
     if kit.caps().contains(Caps::VIEW) {
-        return Ok(());
+        return Ok(Tried::Nothing("the engine claims the capability"));
     }
     match kit.open()?.backend.view() {
-        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(Tried::All),
         Err(error) => Err(format!("view gave another error: {error}")),
         Ok(_) => Err("there is a view, but the capability is not claimed".into()),
     }
