@@ -1,5 +1,6 @@
 //! From what an operator writes behind `--backend` to a file.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::manifest;
@@ -91,9 +92,9 @@ pub fn resolve(spec: &str, places: &Places) -> Result<PathBuf, ResolveError> {
             .and_then(|name| name.to_str())
             .unwrap_or(spec);
         log::info!("{spec} does not exist here; looking for a plugin named '{name}'");
-        return by_name(name, places);
+        return by_name(name, Some(path), places);
     }
-    by_name(spec, places)
+    by_name(spec, None, places)
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, ResolveError> {
@@ -248,8 +249,11 @@ fn text_of(value: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn by_name(name: &str, places: &Places) -> Result<PathBuf, ResolveError> {
-    let folders = places.folders();
+/// `path` is where it was looked for before.
+fn by_name(name: &str, path: Option<&Path>, places: &Places) -> Result<PathBuf, ResolveError> {
+    let mut folders = places.folders();
+    let mut seen = HashSet::new();
+    folders.retain(|folder| seen.insert(folder.clone()));
     let plain = name.replace('-', "_");
     let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
     let names = [
@@ -277,9 +281,20 @@ fn by_name(name: &str, places: &Places) -> Result<PathBuf, ResolveError> {
         .collect();
     let available = available(&folders);
     let available = if available.is_empty() {
-        "none".to_owned()
+        "which hold none".to_owned()
     } else {
-        available.join(", ")
+        format!("which hold: {}", available.join(", "))
+    };
+    let path = path.map_or(String::new(), |path| {
+        let whole = std::path::absolute(path);
+        let whole = whole.unwrap_or_else(|_| path.to_owned());
+        format!("no file or folder {}, and ", whole.display())
+    });
+    // The name that a plugin of this name should have, or the file's own.
+    let file = if is_library(name) {
+        &names[3]
+    } else {
+        &names[0]
     };
     let hint = if Path::new(name).is_file() {
         // Only a hint: taking it would be looking in the current folder.
@@ -290,7 +305,7 @@ fn by_name(name: &str, places: &Places) -> Result<PathBuf, ResolveError> {
     };
     Err(ResolveError {
         message: format!(
-            "not found; looked in: {}  (available: {available})",
+            "not found: {path}no plugin {file} in {}, {available}",
             looked.join(", ")
         ),
         hint,
@@ -425,9 +440,40 @@ mod tests {
     fn an_unknown_name_lists_what_there_is() {
         let dir = tempfile::tempdir().unwrap();
         touch(dir.path().join("libkvd_redb.so"));
-        let error = resolve("rdb", &places(dir.path())).unwrap_err().to_string();
-        assert!(error.starts_with("not found; looked in: "), "{error}");
-        assert!(error.ends_with("(available: redb)"), "{error}");
+        let error = resolve("r-db", &places(dir.path()))
+            .unwrap_err()
+            .to_string();
+        let first = format!(
+            "not found: no plugin libkvd_r_db.so in {}, ",
+            dir.path().display()
+        );
+        assert!(error.starts_with(&first), "{error}");
+        assert!(error.ends_with(", which hold: redb"), "{error}");
+    }
+
+    #[test]
+    fn a_path_that_is_not_there_is_named_before_the_folders_of_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("libmine.so");
+        // Twice the same folder.
+        let mut places = places(dir.path());
+        places.plugin_path.push(dir.path().to_owned());
+        let error = resolve(file.to_str().unwrap(), &places).unwrap_err();
+        let folder = dir.path().display();
+        let expected = format!(
+            "not found: no file or folder {folder}/libmine.so, and no plugin libmine.so in {folder}, \
+             {folder}/plugins, "
+        );
+        assert!(error.to_string().starts_with(&expected), "{error}");
+        let last = "/usr/lib/kvd/plugins, which hold ";
+        assert!(error.to_string().contains(last), "{error}");
+        let error = resolve("plugins/nope", &places).unwrap_err().to_string();
+        let here = std::env::current_dir().unwrap();
+        let expected = format!(
+            "not found: no file or folder {}/plugins/nope, and no plugin libkvd_nope.so in ",
+            here.display()
+        );
+        assert!(error.starts_with(&expected), "{error}");
     }
 
     #[test]
