@@ -7,13 +7,16 @@ mod backend;
 mod plugin;
 
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 
+use crate::keyspace;
 use crate::node::{ConfigLimits, ReadLevel, RedirectMode};
+use crate::storage;
 
 pub use self::backend::{BackendCommand, MigrateFlags};
 pub use self::plugin::{
@@ -39,6 +42,12 @@ pub const LOG_BYTES: u64 = 64 << 20;
 
 /// Memory for values that were read lately, by default.
 const READ_CACHE_BYTES: usize = 48 << 20;
+
+/// What `--max-entry-bytes` may be.
+const ENTRY_BYTES: RangeInclusive<usize> = 1 << 10..=512 << 20;
+
+/// The longest key, however large an entry may be.
+const KEY_BYTES_MAX: usize = 64 << 10;
 
 /// Room in an entry beside the largest value: the command's other arguments and the framing.
 const ENTRY_ROOM_BYTES: usize = 1 << 20;
@@ -632,9 +641,11 @@ impl Config {
             .map(|option| engine_option(&option).map_err(ConfigError))
             .collect::<Result<_, _>>()?;
         let entry = pick!(max_entry_bytes).unwrap_or(64 << 20);
-        if !(1 << 10..=512 << 20).contains(&entry) {
+        if !ENTRY_BYTES.contains(&entry) {
             return Err(ConfigError(format!(
-                "max-entry-bytes {entry} is not between 1024 and 536870912"
+                "max-entry-bytes {entry} is not between {} and {}",
+                ENTRY_BYTES.start(),
+                ENTRY_BYTES.end()
             )));
         }
         let log_bytes_max = pick!(max_log_bytes).unwrap_or(LOG_BYTES);
@@ -655,11 +666,7 @@ impl Config {
             announce_raft_addr,
             backend: pick!(backend).unwrap_or_else(|| BACKEND.to_owned()),
             backend_options,
-            limits: ConfigLimits {
-                key_bytes_max: (64 << 10).min(entry),
-                value_bytes_max: entry,
-                group_bytes_max: entry + ENTRY_ROOM_BYTES,
-            },
+            limits: limits_of(entry),
             log_bytes_max,
             read_cache_bytes: pick!(read_cache_bytes).unwrap_or(READ_CACHE_BYTES),
             free_bytes_min: pick!(min_free_bytes),
@@ -689,6 +696,31 @@ impl Config {
             log_level: pick!(log_level).unwrap_or(LogLevel::Info),
         })
     }
+}
+
+/// What `--max-entry-bytes` limits.
+fn limits_of(entry_bytes: usize) -> ConfigLimits {
+    ConfigLimits {
+        key_bytes_max: KEY_BYTES_MAX.min(entry_bytes),
+        value_bytes_max: entry_bytes,
+        group_bytes_max: entry_bytes + ENTRY_ROOM_BYTES,
+    }
+}
+
+/// The largest `--max-entry-bytes` with which an engine of these limits can be used, if there is
+/// one.
+///
+/// # Errors
+///
+/// Why there is none: the limit that is too low for the least one.
+pub fn entry_bytes_within(engine: &storage::Limits) -> Result<usize, keyspace::Misfit> {
+    limits_of(*ENTRY_BYTES.start()).keyspace().fit(engine)?;
+    let within = keyspace::Limits::within(engine);
+    let mut entry = within.value_bytes_max;
+    if within.key_bytes_max < KEY_BYTES_MAX as u64 {
+        entry = entry.min(within.key_bytes_max);
+    }
+    Ok(entry.min(*ENTRY_BYTES.end() as u64) as usize)
 }
 
 /// What a node is born to, by the list of all members.
@@ -878,6 +910,34 @@ mod tests {
         ] {
             let error = parse(args).unwrap_err();
             assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn entries_that_fit_into_an_engine_are_the_largest_that_do() {
+        let engine = |key, value, batch| storage::Limits {
+            key_bytes_max: key,
+            value_bytes_max: value,
+            batch_bytes_max: batch,
+        };
+        const ANY: u64 = u64::MAX;
+        for (limits, entry) in [
+            (engine(ANY, ANY, ANY), 512 << 20),
+            (engine(65_557, 1 << 20, ANY), (1 << 20) - 34),
+            (engine(65_556, ANY, ANY), 65_535),
+            (engine(2021, 2000, ANY), 1966),
+            (engine(2021, 3000, ANY), 2000),
+        ] {
+            assert_eq!(entry_bytes_within(&limits), Ok(entry), "{limits:?}");
+            let fits = |entry| limits_of(entry).keyspace().fit(&limits).is_ok();
+            assert!(fits(entry) && (!fits(entry + 1) || entry == 512 << 20));
+        }
+        for limits in [
+            engine(511, ANY, ANY),
+            engine(ANY, 1024, ANY),
+            engine(ANY, ANY, 1 << 40),
+        ] {
+            assert!(entry_bytes_within(&limits).is_err(), "{limits:?}");
         }
     }
 

@@ -59,7 +59,7 @@ async fn serve(
         clock: Arc::new(SystemClock),
         random: Random::from_os(),
     };
-    let plugin = plugin::load(&config.backend)?;
+    let plugin = plugin::load_for(&config.backend, &config.limits.keyspace())?;
     let description = plugin.describe();
     let birth = Birth {
         name: config.name.clone(),
@@ -113,7 +113,12 @@ async fn serve(
                 // Nobody else gets a word in between this line and the end: it would be about what
                 // follows from the failure, and look like another.
                 let _last_word = std::io::stderr().lock();
-                tracing::error!(%reason, "kvd cannot go on; a restart finds what reached the disk");
+                if code == exit::CONFIG {
+                    tracing::error!(%reason, "kvd cannot go on, nor could it after a restart");
+                } else {
+                    let then = "a restart finds what reached the disk";
+                    tracing::error!(%reason, "kvd cannot go on; {then}");
+                }
                 std::process::exit(code);
             }
         }),

@@ -222,7 +222,7 @@
 //! | `Io`, `NoSpace`, `Other` | the disk or the system failed | the node stops; a restart begins from what is there |
 //! | `Corruption` | stored data is damaged | the node stops, and nothing enters the engine any more |
 //! | `Panic` | the engine panicked; made by this crate, not by authors | as for `Corruption` |
-//! | `TooLarge` | above the engine's limits; kvd checks them before | the node stops |
+//! | `TooLarge` | above the engine's limits; kvd checks them before | the node stops, and again at the next start |
 //! | `Unsupported` | `view`, `compact` or `reconfigure` without the capability | the caller does without |
 //! | `Closed` | a call after `close` | a fault of the host's |
 //!

@@ -103,6 +103,9 @@ KVD_SYMBOL const kvd_backend kvd_backend_v1 = {
     .options = options,
     .options_len = 1,
 #endif
+#ifdef BAD_LIMITS
+    BAD_LIMITS,
+#endif
     .open = bad_open,
     .free = bad_free,
     .mark = bad_mark,

@@ -1,13 +1,13 @@
 //! An engine that is right as it stands, durable by writing everything anew in each sync, and
 //! misbehaves as its option says: `panic in write`, `abort in sync`, `block in get`, `lie in
-//! sync`, `delay in sync`.
+//! sync`, `delay in sync`, `refuse in write`.
 
 use std::fs;
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use kvd_plugin_api::{
-    Backend, Caps, Contents, Feed, Flow, GenDir, Mark, Op, OpenContext, OptionKind, OptionSpec,
+    Backend, Caps, Contents, Error, ErrorKind, Feed, Flow, GenDir, Mark, Op, OpenContext, OptionKind, OptionSpec,
     Range, Result, View as _,
 };
 
@@ -153,6 +153,10 @@ impl Backend for Engine {
 
     fn write(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
         misbehave(&self.fault, "write");
+        let is_large = |op: &Op<'_>| matches!(op, Op::Put(_, value) if value.len() > 65_536);
+        if self.fault == "refuse in write" && batch.iter().any(is_large) {
+            return Err(Error::new(ErrorKind::TooLarge, "64 KiB are enough"));
+        }
         let mut contents = self
             .contents
             .write()

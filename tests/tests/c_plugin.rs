@@ -210,6 +210,69 @@ fn a_bad_table_is_refused_in_one_line() {
     }
 }
 
+/// Before anything is made: an engine that stops at some entry stops there again at each start.
+#[test]
+fn an_engine_that_stores_less_than_its_node_may_be_given_is_refused_when_it_is_loaded() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("node");
+    let flag = "hint: --max-entry-bytes";
+    // What the engine says of itself, what is said of that, the hint, and whether `check` minds.
+    for (number, (limits, why, hint, checks)) in [
+        (
+            ".batch_bytes_max = 1048576",
+            "takes batches of 1048576 bytes at most (batch_bytes_max), and kvd needs \
+             18446744073709551615 (no limit)",
+            None,
+            false,
+        ),
+        (
+            ".key_bytes_max = 511",
+            "takes keys of 511 bytes at most (key_bytes_max), and kvd needs 65557",
+            Some("LongKeys".to_owned()),
+            false,
+        ),
+        (
+            ".key_bytes_max = 10000",
+            "takes keys of 10000 bytes at most (key_bytes_max), and kvd needs 65557",
+            Some(format!("{flag} 9979 makes")),
+            true,
+        ),
+        (
+            ".value_bytes_max = 1048576",
+            "takes values of 1048576 bytes at most (value_bytes_max), and kvd needs 67108898",
+            Some(format!("{flag} 1048542 makes")),
+            true,
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let define = format!("-DBAD_LIMITS={limits}");
+        let name = format!("kvd_small_{number}");
+        let library = compiled("tests/engines/bad_table.c", &name, &[&define]);
+        let file = library.to_str().unwrap();
+        let addresses = ["--addr=127.0.0.1:0", "--raft-addr=127.0.0.1:0"];
+        let node = [&addresses[..], &["--backend", file, dir.to_str().unwrap()]].concat();
+        refused(&node, exit::CONFIG, why);
+        assert!(!dir.exists(), "nothing was made");
+        let (_, told) = said(&node);
+        let hinted = hint.as_ref().is_none_or(|hint| told.contains(hint));
+        assert!(hinted && told.contains("hint") == hint.is_some(), "{told}");
+        let check = ["plugin", "check", file, "--quick", "--crash=0"];
+        let (_, told) = said(&check);
+        if checks {
+            assert!(told.contains("for nodes with --max-entry-bytes"), "{told}");
+        } else {
+            assert!(!told.contains("n/a"), "nothing is tried: {told}");
+            // What is too low for the least of nodes.
+            let why = why.split(", and").next().unwrap();
+            refused(&check, exit::CONFIG, why);
+        }
+        std::fs::remove_file(library).unwrap();
+    }
+}
+
 #[test]
 fn what_an_engine_in_c_does_wrong_is_contained_and_named() {
     let _alone = alone();

@@ -156,7 +156,11 @@ fn a_copy_to_another_engine_is_refused_where_it_would_harm() {
     );
     // Too small for what the node may be given: sled's keys and values are.
     let large = [&args(text(&to))[..], &["--max-entry-bytes", "536870912"]].concat();
-    refused(&large, exit::CONFIG, "stores less than the limits");
+    refused(
+        &large,
+        exit::CONFIG,
+        "takes values of 536870912 bytes at most (value_bytes_max), and kvd needs 536870946",
+    );
     let other = temp.path().join("other");
     fs::create_dir(&other).unwrap();
     fs::write(other.join("mine"), "not kvd's").unwrap();

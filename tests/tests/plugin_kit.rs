@@ -284,6 +284,32 @@ fn a_panic_of_the_engine_ends_its_node_in_order_and_is_named() {
     }
 }
 
+/// It says what was refused, and that the next start meets it again.
+#[test]
+fn an_engine_that_refuses_what_its_limits_allow_is_named_when_its_node_ends() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let mut node = node_with("refuse in write", temp.path());
+    node.start();
+    let value = "v".repeat(100_000);
+    assert_eq!(node.client().call(&["SET", "a", &value]), Reply::Ok);
+    for _ in 0..2 {
+        until("the node ends", || node.exited().is_some());
+        let status = node.exited().unwrap();
+        assert_eq!(status.code(), Some(exit::CONFIG), "{}", node.log());
+        let last = node.log().lines().last().unwrap_or_default().to_owned();
+        for part in [
+            "kvd cannot go on, nor could it after a restart",
+            "it refused a batch of ",
+            " bytes as too large, which is within its limits: 64 KiB are enough",
+        ] {
+            assert!(last.contains(part), "{part}: {last}");
+        }
+        node.kill();
+        node.spawn();
+    }
+}
+
 /// Its node ends as if nothing had happened, and says what did.
 #[test]
 fn a_panic_of_the_engines_destructor_goes_no_further() {

@@ -7,6 +7,7 @@
 //! The order of engine keys is laid down in [`encoding`].
 
 pub mod encoding;
+mod limits;
 mod record;
 pub mod stream;
 mod sweep;
@@ -16,42 +17,13 @@ mod txn;
 mod view;
 
 pub use encoding::{hash48, slot};
+pub use limits::{Limits, Misfit};
 pub use record::{Kind, RecordMeta, State, Version};
 pub use sweep::{Leftovers, sweep};
 pub use txn::{Changes, Expire, Savepoint, Txn};
 pub use view::View;
 
 use crate::storage;
-
-/// The largest things a command may store, in bytes; the same on every member.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Longest key.
-    pub key_bytes_max: u64,
-    /// Longest value of one key.
-    pub value_bytes_max: u64,
-}
-
-impl Default for Limits {
-    /// Keys up to 64 KiB, which every engine of ours stores; values up to 64 MiB, the size of the
-    /// largest entry of the log.
-    fn default() -> Self {
-        Limits {
-            key_bytes_max: 64 << 10,
-            value_bytes_max: 64 << 20,
-        }
-    }
-}
-
-impl Limits {
-    /// Whether an engine with limits of its own can hold the largest key with the largest value.
-    pub fn fit(&self, engine: &storage::Limits) -> bool {
-        let key = self.key_bytes_max.checked_add(encoding::KEY_BYTES_ADDED);
-        let value = self.value_bytes_max.checked_add(record::HEADER_BYTES_MAX);
-        key.is_some_and(|key| key <= engine.key_bytes_max)
-            && value.is_some_and(|value| value <= engine.value_bytes_max)
-    }
-}
 
 /// What has a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -58,12 +58,17 @@ fn engine(flags: &EngineFlags, written_by: Option<&str>) -> Result<Engine, Faile
     } = flags
         .settings(written_by)
         .map_err(|error| Failed::new(exit::USAGE, error))?;
-    let plugin = plugin::load(&backend)?;
+    let limits = limits.keyspace();
+    let plugin = match written_by {
+        // What is there was given to it by a node that it was large enough for.
+        Some(_) => plugin::load(&backend)?,
+        None => plugin::load_for(&backend, &limits)?,
+    };
     let name = plugin.describe().name;
     Ok(Engine {
         name,
         open: plugin::opener(plugin, backend_options, std::sync::Arc::default()),
-        limits: limits.keyspace(),
+        limits,
     })
 }
 

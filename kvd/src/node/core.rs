@@ -19,7 +19,7 @@ use super::peer::{Request, Response};
 use super::propose::Proposer;
 use super::read::Barrier;
 use super::types::{MemberStatus, Role, Status};
-use super::{NodeMetrics, Settings};
+use super::{NodeMetrics, OnFatal, Settings};
 use crate::doors::{Doors, NodeScope};
 use crate::raft::log::LogStore;
 use crate::raft::state_machine::{Observer, StateMachine};
@@ -98,7 +98,7 @@ pub(super) struct Core {
 pub(super) struct Watcher {
     pub(super) id: NodeId,
     pub(super) proposer: Arc<Proposer>,
-    pub(super) fatal: Arc<dyn Fn(&str) + Send + Sync>,
+    pub(super) fatal: OnFatal,
 }
 
 impl Observer for Watcher {
@@ -108,8 +108,8 @@ impl Observer for Watcher {
         }
     }
 
-    fn stopped(&self, reason: &str) {
-        (self.fatal)(reason);
+    fn stopped(&self, code: i32, reason: &str) {
+        (self.fatal)(code, reason);
     }
 }
 

@@ -738,11 +738,8 @@ impl Shared {
         };
         let engine = (self.open_engine)(&engine_dir).map_err(StartError::Engine)?;
         crash_point!("open_engine_after");
-        if !self.settings.limits.keyspace().fit(&engine.limits()) {
-            let message = format!(
-                "'{}' stores less than the limits of this node; lower --max-entry-bytes",
-                engine.name()
-            );
+        if let Err(misfit) = self.settings.limits.keyspace().fit(&engine.limits()) {
+            let message = format!("'{}' {misfit}", engine.name());
             let error = storage::Error::new(storage::ErrorKind::TooLarge, message);
             return Err(StartError::Engine(error));
         }
@@ -786,11 +783,10 @@ impl Shared {
             tracing::info!(entries = replayed, "carried out again");
         }
         let proposer = Arc::new(Proposer::new(identity.incarnations.number()));
-        let fatal = self.fatal.clone();
         let watcher = Arc::new(Watcher {
             id: identity.node,
             proposer: proposer.clone(),
-            fatal: Arc::new(move |reason: &str| fatal(crate::exit::IO, reason)),
+            fatal: self.fatal.clone(),
         });
         let machine = StateMachine::start(
             &self.doors,

@@ -117,12 +117,8 @@ fn fill(
 ) -> Result<[u8; 32], Error> {
     let mut state = State::open(dir, open_engine, limits)?;
     let engine = state.store.engine();
-    if !limits.fit(&engine.limits()) {
-        return Err(Error::Refused(format!(
-            "'{}' stores less than the limits of this node; lower --max-entry-bytes where the \
-             cluster's is lower",
-            engine.name()
-        )));
+    if let Err(misfit) = limits.fit(&engine.limits()) {
+        return Err(Error::Refused(format!("'{}' {misfit}", engine.name())));
     }
     let read = source.read().map_err(io::Error::other)?;
     let mark = read.mark().clone();

@@ -18,12 +18,12 @@ use std::time::{Duration, Instant};
 
 use kvd::config::PluginCheckFlags;
 use kvd::exit;
-use kvd_plugin_api::Caps;
 use kvd_plugin_api::testkit::power::{self, Disk, Shim};
 use kvd_plugin_api::testkit::{self, Outcome, crash, history};
+use kvd_plugin_api::{Caps, Limits};
 use serde_json::Value;
 
-use super::{find, trial, workshop};
+use super::{find, largest_entry, trial, workshop};
 use crate::Failed;
 use crate::output::{self, say};
 
@@ -53,12 +53,17 @@ pub(super) fn check(flags: &PluginCheckFlags) -> Result<(), Failed> {
         flags,
     };
     let engine = trials.describe()?;
+    let entry_bytes = largest_entry(&flags.plugin, &engine.limits)?;
+    trials.options()?;
     say!(
         "{} {}, {}",
         engine.name,
         engine.version,
         trials.file.display()
     );
+    if let Some(bytes) = entry_bytes {
+        say!("its limits are for nodes with --max-entry-bytes {bytes} or less only");
+    }
     let mut number = 0;
     let try_one = |clause: &testkit::Clause| {
         number += 1;
@@ -133,6 +138,7 @@ struct Engine {
     name: String,
     version: String,
     caps: Caps,
+    limits: Limits,
 }
 
 struct Trials<'a> {
@@ -234,7 +240,30 @@ impl Trials<'_> {
             name: text("name"),
             version: text("version"),
             caps: Caps::from_bits(said["caps"].as_u64().unwrap_or_default()),
+            limits: Limits {
+                key_bytes_max: said["limits"][0].as_u64().unwrap_or_default(),
+                value_bytes_max: said["limits"][1].as_u64().unwrap_or_default(),
+                batch_bytes_max: said["limits"][2].as_u64().unwrap_or_default(),
+            },
         })
+    }
+
+    /// Options that are wrong say nothing of the engine: nothing else is tried with them.
+    fn options(&self) -> Result<(), Failed> {
+        if self.flags.backend_opt.is_empty() {
+            return Ok(());
+        }
+        let tried = { self.place(trial::OPTIONS) }
+            .and_then(|dir| self.try_it(trial::OPTIONS, &dir, 0))
+            .unwrap_or_default();
+        match tried["wrong"].as_str() {
+            None => Ok(()),
+            Some(wrong) => {
+                let message = format!("backend '{}': {wrong}", self.flags.plugin);
+                let hint = format!("kvd plugin info {}", self.flags.plugin);
+                Err(Failed::new(exit::USAGE, message).with_hint(Some(&hint)))
+            }
+        }
     }
 
     fn clause(&self, name: &str) -> Outcome {

@@ -9,8 +9,9 @@ mod trial;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvd::config::PluginCommand;
+use kvd::config::{PluginCommand, entry_bytes_within};
 use kvd::exit;
+use kvd::keyspace::{Limits, Misfit};
 use kvd::node::OpenEngine;
 use kvd::storage::{Calls, PluginEngine};
 use kvd_plugin_api::host::{self, LoadError, Places, Plugin};
@@ -40,6 +41,40 @@ pub(crate) fn load(spec: &str) -> Result<Plugin, Failed> {
         }
         refused(spec, &error)
     })
+}
+
+/// Finds and loads it for a node with these limits, which it must be able to keep.
+pub(crate) fn load_for(spec: &str, limits: &Limits) -> Result<Plugin, Failed> {
+    let plugin = load(spec)?;
+    let engine = plugin.describe().limits;
+    let Err(misfit) = limits.fit(&engine) else {
+        return Ok(plugin);
+    };
+    let hint = match entry_bytes_within(&engine) {
+        Ok(entry) => Some(format!(
+            "--max-entry-bytes {entry} makes kvd's keys and values short enough; it must be the \
+             same on every member"
+        )),
+        Err(misfit) => author_hint(misfit),
+    };
+    Err(Failed::new(exit::CONFIG, format!("backend '{spec}': {misfit}")).with_hint(hint.as_deref()))
+}
+
+/// The largest `--max-entry-bytes` that an engine of these limits is for, where a node with the
+/// default is not; a failure where it is for no node.
+fn largest_entry(spec: &str, engine: &kvd_plugin_api::Limits) -> Result<Option<usize>, Failed> {
+    let entry = entry_bytes_within(engine).map_err(|misfit| {
+        let failed = Failed::new(exit::CONFIG, format!("backend '{spec}': {misfit}"));
+        failed.with_hint(author_hint(misfit).as_deref())
+    })?;
+    Ok(Limits::default().fit(engine).is_err().then_some(entry))
+}
+
+/// What the author of an engine that is too small for every node can do.
+fn author_hint(misfit: Misfit) -> Option<String> {
+    let hint =
+        "no setting makes kvd's keys so short; LongKeys of kvd-plugin-api stores longer ones";
+    matches!(misfit, Misfit::Key { .. }).then(|| hint.to_owned())
 }
 
 fn refused(spec: &str, error: &LoadError) -> Failed {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use kvd::config::PluginTrialFlags;
 use kvd::exit;
+use kvd_plugin_api::ErrorKind;
 use kvd_plugin_api::host::Plugin;
 use kvd_plugin_api::testkit::{Candidate, Clause, Kit, Outcome, crash};
 use serde_json::{Value, json};
@@ -14,6 +15,9 @@ use crate::Failed;
 
 /// Describes the engine instead of trying it.
 pub(super) const DESCRIBE: &str = "describe";
+
+/// Opens the engine with the options that were given: are they ones?
+pub(super) const OPTIONS: &str = "options";
 
 /// Writes until it is killed, in the folder [`ENGINE`], and notes each promise in [`PROMISES`].
 pub(super) const CRASH_WRITE: &str = "crash-write";
@@ -50,7 +54,20 @@ fn try_it(flags: &PluginTrialFlags) -> Value {
             "name": description.name,
             "version": description.version,
             "caps": description.caps.bits(),
+            "limits": [
+                description.limits.key_bytes_max,
+                description.limits.value_bytes_max,
+                description.limits.batch_bytes_max,
+            ],
         });
+    }
+    if flags.trial == OPTIONS {
+        let wrong = match plugin.open(&flags.dir, &flags.backend_opt) {
+            Err(error) if error.kind() == ErrorKind::InvalidOption => Some(error.to_string()),
+            // Whatever else is wrong breaks a clause.
+            _ => None,
+        };
+        return json!({ "wrong": wrong });
     }
     let candidate = Candidate::loaded(&plugin);
     let options: Vec<(&str, &str)> = flags

@@ -24,6 +24,7 @@ use super::spool::{SnapshotData, SnapshotMeta, SnapshotSource, Spool};
 use super::storing::Storing;
 use super::types::{LogId, NodeId, StoredMembership, TypeConfig};
 use crate::doors::{BoxFuture, Doors, Worker};
+use crate::exit;
 use crate::resp::Reply;
 use crate::storage::{Caps, ReadView, Store};
 
@@ -61,8 +62,8 @@ pub trait Observer: Send + Sync {
     /// A group that came from `origin` was carried out.
     fn applied(&self, origin: u64, sequence: u64, index: u64, replies: &[Reply]);
 
-    /// The state machine has stopped for good.
-    fn stopped(&self, reason: &str);
+    /// The state machine has stopped for good; with the exit code that says how.
+    fn stopped(&self, code: i32, reason: &str);
 }
 
 enum Job {
@@ -404,7 +405,7 @@ fn run(
     observer: &dyn Observer,
 ) -> bool {
     let fail = |error: String, done: oneshot::Sender<io::Result<()>>| {
-        observer.stopped(&error);
+        observer.stopped(exit::IO, &error);
         // The receiver may be gone already, with the Raft task that waited.
         drop(done.send(Err(io::Error::other(error))));
         false

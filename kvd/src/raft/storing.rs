@@ -20,8 +20,9 @@ use super::spool::Spool;
 use super::state_machine::{Observer, Shared};
 use super::types::LogId;
 use crate::doors::{Doors, Worker};
+use crate::exit;
 use crate::keyspace::{Failure, State, sweep};
-use crate::storage::{self, Amount, Store};
+use crate::storage::{self, Amount, ErrorKind, Store};
 
 /// From here on the engine gets something without being asked.
 const STORED_FROM: Amount = Amount {
@@ -224,13 +225,21 @@ fn ended() -> io::Error {
     io::Error::other("nothing more is stored")
 }
 
+/// What a batch that its engine does not take is written again by each start.
+fn of_engine(error: &storage::Error) -> i32 {
+    match error.kind() {
+        ErrorKind::TooLarge => exit::CONFIG,
+        _ => exit::IO,
+    }
+}
+
 impl Hands {
     /// Does one job; `false` ends the worker.
     fn run(&mut self, job: Job) -> bool {
         match job {
             Job::Some => match self.store_some(u64::MAX) {
                 Ok(_) => true,
-                Err(error) => self.fail(&format!("engine: {error}")),
+                Err(error) => self.fail(of_engine(&error), &format!("engine: {error}")),
             },
             Job::All { done } => {
                 let all = self.store_all().map_err(Failure::Engine);
@@ -239,7 +248,13 @@ impl Hands {
                         let _ = done.send(more);
                         true
                     }
-                    Err(error) => self.fail(&format!("engine: {error}")),
+                    Err(error) => {
+                        let code = match &error {
+                            Failure::Engine(error) => of_engine(error),
+                            _ => exit::IO,
+                        };
+                        self.fail(code, &format!("engine: {error}"))
+                    }
                 }
             }
             Job::Sync { done } => match self.sync() {
@@ -248,7 +263,7 @@ impl Hands {
                     true
                 }
                 Err(error) => {
-                    self.fail(&format!("engine sync: {error}"));
+                    self.fail(of_engine(&error), &format!("engine sync: {error}"));
                     drop(done.send(Err(io::Error::other(error.to_string()))));
                     false
                 }
@@ -267,7 +282,7 @@ impl Hands {
                     }
                     Err(error) => {
                         let reason = format!("snapshot installation: {error}");
-                        self.fail(&reason);
+                        self.fail(exit::IO, &reason);
                         drop(done.send(Err(io::Error::other(reason))));
                         false
                     }
@@ -286,8 +301,8 @@ impl Hands {
     }
 
     /// Stops the node.
-    fn fail(&self, reason: &str) -> bool {
-        self.observer.stopped(reason);
+    fn fail(&self, code: i32, reason: &str) -> bool {
+        self.observer.stopped(code, reason);
         self.room.send_replace(true);
         false
     }

@@ -15,6 +15,7 @@ use super::storing::WAITING_MAX;
 use super::suite_tests::{Unseen, log_of_everything, machine_of, machine_over};
 use super::types::{Entry, Proposal, TypeConfig, log_id};
 use crate::doors::Threads;
+use crate::exit;
 use crate::keyspace::{Limits, View};
 use crate::resp::Reply;
 use crate::storage::test_engine::TestEngine;
@@ -56,7 +57,7 @@ impl Barrier {
 struct Watching {
     store: OnceLock<Arc<Store>>,
     waiting: Mutex<Vec<usize>>,
-    stopped: Mutex<Vec<String>>,
+    stopped: Mutex<Vec<(i32, String)>>,
 }
 
 impl Observer for Watching {
@@ -66,8 +67,9 @@ impl Observer for Watching {
         }
     }
 
-    fn stopped(&self, reason: &str) {
-        self.stopped.lock().unwrap().push(reason.to_owned());
+    fn stopped(&self, code: i32, reason: &str) {
+        let mut stopped = self.stopped.lock().unwrap();
+        stopped.push((code, reason.to_owned()));
     }
 }
 
@@ -197,7 +199,9 @@ async fn an_engine_that_fails_to_store_stops_the_node_once() {
     assert_eq!(machine.store().mark().unwrap().index, 1);
     let stopped = observer.stopped.lock().unwrap();
     assert_eq!(stopped.len(), 1);
-    assert!(stopped[0].contains("the disk is gone"), "{stopped:?}");
+    let (code, reason) = &stopped[0];
+    assert_eq!(*code, exit::IO);
+    assert!(reason.contains("the disk is gone"), "{stopped:?}");
 }
 
 /// A process that ends between apply and store finds the engine as it was, and carries the entries

@@ -26,7 +26,7 @@ pub(super) struct Unseen;
 impl Observer for Unseen {
     fn applied(&self, _origin: u64, _sequence: u64, _index: u64, _replies: &[Reply]) {}
 
-    fn stopped(&self, reason: &str) {
+    fn stopped(&self, _code: i32, reason: &str) {
         panic!("the state machine stopped: {reason}");
     }
 }

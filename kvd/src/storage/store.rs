@@ -402,7 +402,11 @@ impl Store {
         crash_point!("engine_write_before");
         let written = self.engine.write(batch, mark);
         crash_point!("engine_write_after");
-        written
+        written.map_err(|error| match error.kind() {
+            // Its limits were looked at when it was opened, and keys and values before they came.
+            ErrorKind::TooLarge => refused(batch, &error),
+            _ => error,
+        })
     }
 
     /// Gives the engine all that has been applied until now. For the one thread that stores.
@@ -497,6 +501,21 @@ impl Store {
         drop(before);
         replaced
     }
+}
+
+/// What an engine says of a batch that is within its limits.
+fn refused(batch: &[Op<'_>], error: &Error) -> Error {
+    let bytes = |op: &Op<'_>| match op {
+        Op::Put(a, b) | Op::DeleteRange(a, b) => a.len() + b.len(),
+        Op::Delete(key) => key.len(),
+    };
+    let message = format!(
+        "it refused a batch of {} changes and {} bytes as too large, which is within its limits: \
+         {error}",
+        batch.len(),
+        batch.iter().map(bytes).sum::<usize>()
+    );
+    Error::new(ErrorKind::TooLarge, message)
 }
 
 /// The newest state as the thread that applies reads it.
