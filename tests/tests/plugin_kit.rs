@@ -161,6 +161,53 @@ fn a_crate_is_not_written_over_another_nor_under_a_wrong_name() {
     );
 }
 
+/// Two engines of one name could not be told apart: not their libraries, nor their directories.
+#[test]
+fn a_new_engine_is_not_given_the_name_of_one_that_comes_with_kvd() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("crate");
+    let mut names = 0;
+    for plugin in fs::read_dir(repository().join("plugins")).unwrap() {
+        let plugin = plugin.unwrap();
+        let name = plugin.file_name().into_string().unwrap();
+        // What the tests of several engines share is no engine.
+        if name == "testing" || !plugin.path().is_dir() {
+            continue;
+        }
+        refused(
+            &["plugin", "new", &name, "--path", folder.to_str().unwrap()],
+            exit::USAGE,
+            &format!("'{name}' is an engine that comes with kvd"),
+        );
+        names += 1;
+    }
+    assert!(names >= 7 && !folder.exists(), "{names}");
+}
+
+/// It says nothing of the engine, so no clause is tried.
+#[test]
+fn a_wrong_option_is_named_in_one_line_and_nothing_is_tried_with_it() {
+    let _alone = alone();
+    for (option, why) in [
+        ("sise=1", "unknown option 'sise' (known: "),
+        (
+            "cache_size=lots",
+            "option 'cache_size' is 'lots', expected a size",
+        ),
+        // Which only the engine itself knows.
+        ("cache_size=1", "cache_size is 1, at least "),
+    ] {
+        for command in ["check", "bench"] {
+            let args = ["plugin", command, "redb", "--backend-opt", option];
+            refused(&args, exit::USAGE, why);
+            let said = kvd(&args);
+            let lines = String::from_utf8_lossy(&said.stderr).lines().count();
+            assert!(lines <= 2, "a line and its hint: {said:?}");
+            assert!(!text(&said).contains("n/a"), "{}", text(&said));
+        }
+    }
+}
+
 #[test]
 fn the_shipped_engines_keep_the_contract_as_libraries() {
     let _alone = alone();
@@ -507,6 +554,7 @@ fn plugins_are_listed_with_what_keeps_them_from_being_loaded() {
         of_another_interface(bytes)
     });
     changed(temp.path(), "libkvd_memory.so", |_| {});
+    changed(temp.path(), "libkvd_mine.so", |_| {});
     let list = |more: &[&str]| {
         let output = Command::new(built().join("kvd"))
             .args(["plugin", "list"])
@@ -540,6 +588,25 @@ fn plugins_are_listed_with_what_keeps_them_from_being_loaded() {
         said.contains(&format!("hidden by {}", first.display())),
         "{said}"
     );
+    // What a directory says of its engine would find another library, or none.
+    let warning = "--backend mine finds it, but its engine is 'memory'";
+    let warnings: Vec<&str> = { said.lines() }
+        .filter(|line| line.starts_with("    warning: "))
+        .collect();
+    assert!(
+        warnings
+            .iter()
+            .filter(|line| line.contains(warning))
+            .count()
+            == 1,
+        "{said}"
+    );
+    assert!(
+        !warnings
+            .iter()
+            .any(|line| line.contains("--backend memory")),
+        "{said}"
+    );
     let json = list(&["--json"]);
     let found: Vec<Value> = json
         .lines()
@@ -557,6 +624,12 @@ fn plugins_are_listed_with_what_keeps_them_from_being_loaded() {
             .iter()
             .any(|plugin| plugin["name"] == "sled" && plugin["loads"] == true)
     );
+    let warned = |part: &str| {
+        found.iter().any(|plugin| {
+            plugin["file"].as_str().unwrap().contains(part) && plugin["warning"].is_string()
+        })
+    };
+    assert!(warned("libkvd_mine.so") && !warned("libkvd_redb.so"));
 }
 
 #[test]

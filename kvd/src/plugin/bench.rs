@@ -12,7 +12,7 @@ use kvd::config::PluginBenchFlags;
 use kvd::exit;
 use kvd_plugin_api::host::{self, Engine};
 use kvd_plugin_api::{
-    Backend, Caps, Error, Feed, Flow, Mark, NoView, Op, OpenContext, Range, Result,
+    Backend, Caps, Error, ErrorKind, Feed, Flow, Mark, NoView, Op, OpenContext, Range, Result,
 };
 
 use super::{load, workshop};
@@ -35,8 +35,13 @@ const CALLS: u64 = 64;
 pub(super) fn bench(flags: &PluginBenchFlags) -> std::result::Result<(), Failed> {
     let plugin = load(&flags.plugin)?;
     let folder = workshop(flags.within.as_deref())?;
-    let failed =
-        |error: Error| Failed::new(exit::IO, format!("backend '{}': {error}", flags.plugin));
+    let failed = |error: Error| {
+        let code = match error.kind() {
+            ErrorKind::InvalidOption => exit::USAGE,
+            _ => exit::IO,
+        };
+        Failed::new(code, format!("backend '{}': {error}", flags.plugin))
+    };
     let open = || {
         plugin
             .open(folder.path(), &flags.backend_opt)

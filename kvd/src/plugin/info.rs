@@ -19,9 +19,20 @@ pub(super) fn list(json: bool) -> Result<(), Failed> {
     for found in found {
         let manifest = host::peek_manifest(&found.path);
         let loaded = Plugin::load(&found.path);
+        let warning = manifest.as_ref().ok().and_then(|manifest| {
+            // As it stands in the file's name.
+            (found.name != manifest.name.replace('-', "_")).then(|| {
+                format!(
+                    "--backend {} finds it, but its engine is '{}', and that is what its \
+                     directories are known by",
+                    found.name, manifest.name
+                )
+            })
+        });
         if json {
             let mut value = as_json(&found.path, manifest.as_ref().ok(), loaded.as_ref());
             value["hidden_by"] = json!(found.hidden_by);
+            value["warning"] = json!(warning);
             say!("{value}");
             continue;
         }
@@ -42,6 +53,9 @@ pub(super) fn list(json: bool) -> Result<(), Failed> {
             && !manifest.about.is_empty()
         {
             say!("    {}", manifest.about);
+        }
+        if let Some(warning) = warning {
+            say!("    warning: {warning}");
         }
     }
     Ok(())

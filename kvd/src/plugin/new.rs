@@ -11,9 +11,20 @@ use kvd_plugin_api::host::template;
 use crate::Failed;
 use crate::output::say;
 
+/// The engines that come with kvd.
+const SHIPPED: [&str; 7] = [
+    "files", "fjall", "journal", "lmdb", "memory", "redb", "sled",
+];
+
 /// `kvd plugin new`.
 pub(super) fn new(flags: &PluginNewFlags) -> Result<(), Failed> {
     let usage = |message: String| Failed::new(exit::USAGE, message);
+    if SHIPPED.contains(&flags.name.as_str()) {
+        return Err(usage(format!(
+            "'{}' is an engine that comes with kvd: its directories and its library have this name",
+            flags.name
+        )));
+    }
     let plugin_api = match &flags.plugin_api {
         None => None,
         Some(folder) => {

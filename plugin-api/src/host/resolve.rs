@@ -315,6 +315,8 @@ fn by_name(name: &str, path: Option<&Path>, places: &Places) -> Result<PathBuf, 
 /// A library in one of the folders where names are looked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
+    /// The name in its file's name, by which it is found; with `_` where an engine's has `-`.
+    pub name: String,
     /// The file.
     pub path: PathBuf,
     /// The file that its name finds instead, because that folder comes first.
@@ -325,7 +327,7 @@ pub struct Found {
 /// called as plugins are, and others with a manifest in them.
 pub fn found(places: &Places) -> Vec<Found> {
     let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
-    let mut known: Vec<(String, Found)> = Vec::new();
+    let mut known: Vec<Found> = Vec::new();
     for folder in places.folders() {
         let files = std::fs::read_dir(folder).into_iter().flatten();
         let mut files: Vec<(String, usize, PathBuf)> = files
@@ -343,15 +345,19 @@ pub fn found(places: &Places) -> Vec<Found> {
             .collect();
         files.sort();
         for (name, _, path) in files {
-            if known.iter().any(|(_, found)| found.path == path) {
+            if known.iter().any(|found| found.path == path) {
                 continue;
             }
-            let first = known.iter().find(|(known, _)| *known == name);
-            let hidden_by = first.map(|(_, found)| found.path.clone());
-            known.push((name, Found { path, hidden_by }));
+            let first = known.iter().find(|found| found.name == name);
+            let hidden_by = first.map(|found| found.path.clone());
+            known.push(Found {
+                name,
+                path,
+                hidden_by,
+            });
         }
     }
-    known.into_iter().map(|(_, found)| found).collect()
+    known
 }
 
 /// The names of the plugins in these folders.
@@ -494,12 +500,12 @@ mod tests {
         std::fs::write(&other, b"\x7fELF KVD_PLUGIN_MANIFEST\0").unwrap();
         let found: Vec<_> = { found(&places).into_iter() }
             .filter(|found| !found.path.starts_with("/usr"))
-            .map(|found| (found.path, found.hidden_by))
+            .map(|found| (found.name, found.path, found.hidden_by))
             .collect();
         let expected = [
-            (other, None),
-            (redb.clone(), None),
-            (hidden, Some(redb.clone())),
+            ("other".to_owned(), other, None),
+            ("redb".to_owned(), redb.clone(), None),
+            ("redb".to_owned(), hidden, Some(redb.clone())),
         ];
         assert_eq!(found, expected);
         assert_eq!(resolve("redb", &places), Ok(redb));
