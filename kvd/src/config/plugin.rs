@@ -73,6 +73,12 @@ pub struct PluginTrialFlags {
     /// The mark that was promised before the crash
     #[arg(long, default_value_t = 0)]
     pub promised: u64,
+    /// The marks from which the processes that write went on, this one's last
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub lives: String,
+    /// The call of the engine in which the process ends itself
+    #[arg(long)]
+    pub call: Option<u64>,
 }
 
 /// `kvd plugin bench`.

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use kvd::config::PluginCheckFlags;
 use kvd::exit;
+use kvd_plugin_api::testkit::crash::Moment;
 use kvd_plugin_api::testkit::power::{self, Disk, Shim};
 use kvd_plugin_api::testkit::{self, Outcome, crash, history};
 use kvd_plugin_api::{Caps, Limits};
@@ -29,6 +30,12 @@ use crate::output::{self, say};
 
 /// How often a process is looked at.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// So many rounds find what was planted, see the guide.
+const ROUNDS_ENOUGH: u32 = 100;
+
+/// The signal of `kill -9`.
+const SIGKILL: i32 = rustix::process::Signal::KILL.as_raw();
 
 /// The name of what is tried by killing.
 const CRASH: &str = "kill_leaves_the_state_after_some_write";
@@ -72,31 +79,44 @@ pub(super) fn check(flags: &PluginCheckFlags) -> Result<(), Failed> {
         trials.clause(clause.name())
     };
     let report = testkit::run_with(&engine.name, engine.caps, try_one, |clause, outcome| {
-        tell(clause.name(), clause.text(), outcome);
+        tell(clause.name(), clause.text(), outcome, None);
     });
     let mut broken: Vec<&str> = report.broken().map(|(name, _)| name).collect();
     let rounds = flags.crash.unwrap_or(if flags.quick { 1 } else { 5 });
     let is_durable = engine.caps.contains(Caps::DURABLE);
-    let crashes: [(_, _, &dyn Fn() -> Outcome); 2] = [
-        (CRASH, CRASH_TEXT, &|| trials.crash(rounds, is_durable)),
-        (POWER, POWER_TEXT, &|| trials.power(rounds, is_durable)),
+    let mut crashed = Vec::new();
+    let crashes: [(_, _, _, &dyn Fn() -> (Outcome, u32)); 2] = [
+        (CRASH, CRASH_TEXT, "kills", &|| {
+            trials.crash(rounds, is_durable)
+        }),
+        (POWER, POWER_TEXT, "losses of power", &|| {
+            trials.power(rounds, is_durable)
+        }),
     ];
-    for (name, text, try_it) in crashes {
+    for (name, text, what, try_it) in crashes {
         if rounds == 0 {
             break;
         }
-        let outcome = if report.is_ok() {
+        let (outcome, tried) = if report.is_ok() {
             try_it()
         } else {
-            Outcome::Skipped("an earlier clause is broken")
+            (Outcome::Skipped("an earlier clause is broken"), 0)
         };
-        tell(name, text, &outcome);
-        if matches!(outcome, Outcome::Broken(_)) {
-            broken.push(name);
+        let tried = format!("{tried} {what}");
+        tell(name, text, &outcome, Some(&tried));
+        match outcome {
+            Outcome::Kept => crashed.push(tried),
+            Outcome::Broken(_) => broken.push(name),
+            Outcome::Skipped(_) => {}
         }
     }
     if broken.is_empty() {
-        say!("{} {} keeps the contract", engine.name, engine.version);
+        say!(
+            "{} {} keeps the contract, {}",
+            engine.name,
+            engine.version,
+            as_far_as(&crashed, rounds)
+        );
         return Ok(());
     }
     let message = format!(
@@ -118,12 +138,29 @@ fn begin(name: &str) {
     }
 }
 
-fn tell(name: &str, text: &str, outcome: &Outcome) {
+/// What the verdict rests upon.
+fn as_far_as(crashed: &[String], rounds: u32) -> String {
+    let few = match rounds {
+        0..ROUNDS_ENOUGH => format!(": few, --crash {ROUNDS_ENOUGH} shows more"),
+        _ => String::new(),
+    };
+    match crashed {
+        [] if rounds > 0 => "of which no crash can show anything".to_owned(),
+        [] => format!("as far as it shows without crashes{few}"),
+        _ => format!("as far as {} show{few}", crashed.join(" and ")),
+    }
+}
+
+/// `tried` is how often, where that is the question.
+fn tell(name: &str, text: &str, outcome: &Outcome, tried: Option<&str>) {
     if std::io::stdout().is_terminal() {
         output::write(format_args!("\x1b[K"));
     }
     match outcome {
-        Outcome::Kept => say!("  ok       {name}"),
+        Outcome::Kept => match tried {
+            Some(tried) => say!("  ok       {name}: {tried}"),
+            None => say!("  ok       {name}"),
+        },
         Outcome::Skipped(why) => say!("  n/a      {name}: {why}"),
         Outcome::Broken(how) => {
             say!("  FAILED   {name}");
@@ -163,7 +200,7 @@ impl Trials<'_> {
         &self,
         trial: &str,
         dir: &Path,
-        promised: u64,
+        more: &[String],
         environment: &[(&str, OsString)],
     ) -> Result<Child, String> {
         let failed = |error: std::io::Error| format!("a process of its own: {error}");
@@ -172,7 +209,7 @@ impl Trials<'_> {
         let exe = std::env::current_exe().map_err(failed)?;
         let mut command = Command::new(exe);
         command.args(["plugin", "trial"]).arg(&self.file).arg(trial);
-        command.arg(dir).args(["--promised", &promised.to_string()]);
+        command.arg(dir).args(more);
         if self.flags.quick {
             command.arg("--quick");
         }
@@ -190,8 +227,8 @@ impl Trials<'_> {
     }
 
     /// Runs one trial to its end.
-    fn try_it(&self, trial: &str, dir: &Path, promised: u64) -> Result<Value, String> {
-        let mut child = self.spawn(trial, dir, promised, &[])?;
+    fn try_it(&self, trial: &str, dir: &Path, more: &[String]) -> Result<Value, String> {
+        let mut child = self.spawn(trial, dir, more, &[])?;
         let ended = wait(&mut child, self.limit(), || false)?;
         if ended.is_none() {
             kill(&mut child);
@@ -231,7 +268,7 @@ impl Trials<'_> {
             Failed::new(exit::CONFIG, message.replace('\n', "; "))
         };
         let dir = self.place(trial::DESCRIBE).map_err(failed)?;
-        let said = self.try_it(trial::DESCRIBE, &dir, 0).map_err(failed)?;
+        let said = self.try_it(trial::DESCRIBE, &dir, &[]).map_err(failed)?;
         if let Some(refused) = said["refused"].as_str() {
             return Err(failed(refused.to_owned()).with_hint(said["hint"].as_str()));
         }
@@ -254,7 +291,7 @@ impl Trials<'_> {
             return Ok(());
         }
         let tried = { self.place(trial::OPTIONS) }
-            .and_then(|dir| self.try_it(trial::OPTIONS, &dir, 0))
+            .and_then(|dir| self.try_it(trial::OPTIONS, &dir, &[]))
             .unwrap_or_default();
         match tried["wrong"].as_str() {
             None => Ok(()),
@@ -268,7 +305,7 @@ impl Trials<'_> {
 
     fn clause(&self, name: &str) -> Outcome {
         let tried = self.place(name).and_then(|dir| {
-            let tried = self.try_it(name, &dir, 0);
+            let tried = self.try_it(name, &dir, &[]);
             // Each may leave much behind.
             let _ = fs::remove_dir_all(dir);
             tried
@@ -284,97 +321,167 @@ impl Trials<'_> {
     }
 
     /// Kills a process that writes, and looks at what it has left, again and again.
-    fn crash(&self, rounds: u32, is_durable: bool) -> Outcome {
-        let mut random = history::Random::new(crash::seed());
-        let rounds = self.place("crash").and_then(|dir| {
+    fn crash(&self, rounds: u32, is_durable: bool) -> (Outcome, u32) {
+        let tried = self.place("crash").and_then(|dir| {
             fs::create_dir(dir.join(trial::ENGINE)).map_err(|error| error.to_string())?;
-            let mut at = 0;
-            for round in 1..=rounds {
-                begin(&format!("{CRASH}, {round} of {rounds}"));
-                let promised = self.write_and_kill(&dir, &mut random, &[], |_| ());
-                let look = |promised: u64| {
-                    let promised = if is_durable { promised.max(at) } else { 0 };
-                    self.look(&dir, promised)
-                };
-                at = { promised.and_then(look) }
-                    .map_err(|how| format!("kill {round} of {rounds}: {how}"))?;
+            let mut victim = Victim::new(self, dir, is_durable);
+            for round in 0..rounds {
+                begin(&format!("{CRASH}, {} of {rounds}", round + 1));
+                { victim.write_and_die(round, &[], |_| ()) }
+                    .and_then(|promised| victim.look(promised))
+                    .map_err(|how| format!("kill {} of {rounds}: {how}", round + 1))?;
             }
-            Ok(())
+            Ok(victim.farthest)
         });
-        rounds.map_or_else(Outcome::Broken, |()| Outcome::Kept)
+        let outcome = match tried {
+            Err(how) => Outcome::Broken(how),
+            Ok(0) => Outcome::Skipped("nothing outlives the engine that could be looked at"),
+            Ok(_) => Outcome::Kept,
+        };
+        (outcome, rounds)
     }
 
-    /// The same, and each time what was not synced is lost, in parts.
-    fn power(&self, rounds: u32, is_durable: bool) -> Outcome {
+    /// The same, and each time what was not synced is lost, in parts. It is done more often where
+    /// nothing was lost.
+    fn power(&self, rounds: u32, is_durable: bool) -> (Outcome, u32) {
         if !is_durable {
-            return Outcome::Skipped("the engine does not claim the capability");
+            let why = "the engine does not claim the capability";
+            return (Outcome::Skipped(why), 0);
         }
         let Ok(shim) = Shim::build() else {
-            return Outcome::Skipped("it needs a C compiler (cc) to watch what is synced");
+            let why = "it needs a C compiler (cc) to watch what is synced";
+            return (Outcome::Skipped(why), 0);
         };
-        let mut random = history::Random::new(crash::seed());
-        let mut unseen = None;
-        let rounds = self.place("power").and_then(|dir| {
+        let (mut unseen, mut lost, mut losses) = (None, 0, 0);
+        let tried = self.place("power").and_then(|dir| {
             let disk_failed = |error: std::io::Error| format!("the simulated disk: {error}");
             let mut disk = Disk::new(&dir, crash::seed()).map_err(disk_failed)?;
-            let mut at = 0;
-            for round in 1..=rounds {
-                begin(&format!("{POWER}, {round} of {rounds}"));
+            let mut victim = Victim::new(self, dir, is_durable);
+            while losses < rounds || lost == 0 && losses < 10 * rounds {
+                begin(&format!("{POWER}, {} of {rounds}", losses + 1));
                 let environment = disk.environment(&shim);
-                let promised = self.write_and_kill(&dir, &mut random, &environment, |process| {
+                let promised = victim.write_and_die(losses, &environment, |process| {
                     unseen = power::unseen(process, disk.engine());
                 })?;
                 if unseen.is_some() {
                     break;
                 }
-                disk.lose_power().map_err(disk_failed)?;
-                at = { self.look(&dir, promised.max(at)) }
-                    .map_err(|how| format!("loss {round} of {rounds}: {how}"))?;
+                lost += disk.lose_power().map_err(disk_failed)?;
+                losses += 1;
+                { victim.look(promised) }
+                    .map_err(|how| format!("loss {losses} of {rounds}: {how}"))?;
                 disk.settle().map_err(disk_failed)?;
             }
             Ok(())
         });
-        match (rounds, unseen) {
+        let outcome = match (tried, unseen) {
             (Err(how), _) => Outcome::Broken(how),
             (Ok(()), Some(why)) => Outcome::Skipped(why),
+            (Ok(()), None) if lost == 0 => {
+                Outcome::Skipped("all was synced whenever the power was lost")
+            }
             (Ok(()), None) => Outcome::Kept,
+        };
+        (outcome, losses)
+    }
+}
+
+/// A process that goes on writing and dies, again and again.
+struct Victim<'a> {
+    trials: &'a Trials<'a>,
+    dir: PathBuf,
+    is_durable: bool,
+    random: history::Random,
+    lives: history::Lives,
+    /// The mark that was found last, and the greatest one.
+    at: u64,
+    farthest: u64,
+}
+
+impl<'a> Victim<'a> {
+    fn new(trials: &'a Trials<'a>, dir: PathBuf, is_durable: bool) -> Self {
+        Victim {
+            trials,
+            dir,
+            is_durable,
+            random: history::Random::new(crash::seed()),
+            lives: history::Lives::default(),
+            at: 0,
+            farthest: 0,
         }
     }
 
-    /// Starts a process that writes, kills it some time after its first promise, and returns its
-    /// last one. `seen` is told the process while it still runs.
-    fn write_and_kill(
-        &self,
-        dir: &Path,
-        random: &mut history::Random,
+    /// Starts the process, sees to it that it is killed, and returns its last promise. `seen` is told
+    /// the process while it still runs, where it is killed after a time.
+    fn write_and_die(
+        &mut self,
+        round: u32,
         environment: &[(&str, OsString)],
         seen: impl FnOnce(u32),
     ) -> Result<u64, String> {
+        let (trials, dir) = (self.trials, &self.dir);
         let promises = dir.join(trial::PROMISES);
         let _ = fs::remove_file(&promises);
-        let mut child = self.spawn(trial::CRASH_WRITE, dir, 0, environment)?;
-        let promised = || fs::metadata(&promises).is_ok_and(|meta| meta.len() > 0);
-        let ended = wait(&mut child, self.limit(), promised)?;
-        let has_promised = promised();
-        if ended.is_none() && has_promised {
-            std::thread::sleep(crash::delay(random));
-            seen(child.id());
+        self.lives.begin(self.at);
+        let mut more = vec![format!("--lives={}", self.lives)];
+        let moment = Moment::of(round, &mut self.random);
+        if let Moment::In(call) = moment {
+            more.push(format!("--call={call}"));
         }
-        kill(&mut child);
-        if ended.is_some() || !has_promised {
-            let how = self.outcome(dir, ended).err();
+        let mut child = trials.spawn(trial::CRASH_WRITE, dir, &more, environment)?;
+        let promised = || fs::metadata(&promises).is_ok_and(|meta| meta.len() > 0);
+        let died = match moment {
+            Moment::After(delay) => {
+                let ended = wait(&mut child, trials.limit(), promised)?;
+                let has_promised = promised();
+                if ended.is_none() && has_promised {
+                    std::thread::sleep(delay);
+                    seen(child.id());
+                }
+                kill(&mut child);
+                match (ended, has_promised) {
+                    (None, true) => Ok(()),
+                    (None, false) => Err(None),
+                    (Some(ended), _) => Err(Some(ended)),
+                }
+            }
+            // It kills itself.
+            Moment::In(_) => {
+                let ended = wait(&mut child, trials.limit(), || false)?;
+                kill(&mut child);
+                match ended {
+                    Some(ended) if ended.signal() == Some(SIGKILL) => Ok(()),
+                    ended => Err(ended),
+                }
+            }
+        };
+        if let Err(ended) = died {
+            let how = trials.outcome(dir, ended).err();
             return Err(how.unwrap_or_else(|| "nothing was ever synced".to_owned()));
         }
-        // A line that has no end was never a promise.
-        let told = fs::read_to_string(&promises).map_err(|error| error.to_string())?;
+        // There is none where it had promised nothing yet. A line that has no end was never a
+        // promise.
+        let told = fs::read_to_string(&promises).unwrap_or_default();
         let last = told.rsplit('\n').nth(1).and_then(|line| line.parse().ok());
         Ok(last.unwrap_or(0))
     }
 
-    /// Looks at what a process has left: the index of its mark.
-    fn look(&self, dir: &Path, promised: u64) -> Result<u64, String> {
-        let found = accepted(self.try_it(trial::CRASH_VERIFY, dir, promised)?)?;
-        Ok(found["index"].as_u64().unwrap_or_default())
+    /// Looks at what the process has left.
+    fn look(&mut self, promised: u64) -> Result<(), String> {
+        let promised = if self.is_durable {
+            promised.max(self.at)
+        } else {
+            0
+        };
+        let more = [
+            format!("--promised={promised}"),
+            format!("--lives={}", self.lives),
+        ];
+        let found = self.trials.try_it(trial::CRASH_VERIFY, &self.dir, &more);
+        let found = accepted(found?)?;
+        self.at = found["index"].as_u64().unwrap_or_default();
+        self.farthest = self.farthest.max(self.at);
+        Ok(())
     }
 }
 

@@ -2,13 +2,17 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::path::Path;
+use std::sync::mpsc::{self, Sender};
+use std::time::{Duration, Instant};
 
 use kvd::config::PluginTrialFlags;
 use kvd::exit;
 use kvd_plugin_api::ErrorKind;
 use kvd_plugin_api::host::Plugin;
+use kvd_plugin_api::testkit::crash::Told;
+use kvd_plugin_api::testkit::history::{Lives, Random};
 use kvd_plugin_api::testkit::{Candidate, Clause, Kit, Outcome, crash};
+use rustix::process::{Signal, getpid, kill_process};
 use serde_json::{Value, json};
 
 use crate::Failed;
@@ -30,6 +34,9 @@ pub(super) const OUTCOME: &str = "outcome";
 
 /// The directory of the engine that is killed.
 pub(super) const ENGINE: &str = "engine";
+
+/// How long after a call has begun a process ends itself, at most.
+const KILL_MICROS_MAX_BITS: u64 = 12;
 
 /// A line for each mark that was durable.
 pub(super) const PROMISES: &str = "promises";
@@ -79,9 +86,13 @@ fn try_it(flags: &PluginTrialFlags) -> Value {
     if flags.quick {
         kit = kit.quick();
     }
+    let engine = flags.dir.join(ENGINE);
+    let Ok(lives) = flags.lives.parse::<Lives>() else {
+        return json!({ "broken": "the lives are not numbers" });
+    };
     match flags.trial.as_str() {
-        CRASH_WRITE => json!({ "broken": write_until_killed(&kit, &flags.dir) }),
-        CRASH_VERIFY => match crash::verify(&kit, &flags.dir.join(ENGINE), flags.promised) {
+        CRASH_WRITE => json!({ "broken": write_until_killed(&kit, &lives, flags) }),
+        CRASH_VERIFY => match crash::verify(&kit, &engine, flags.promised, &lives) {
             Ok(index) => json!({ "index": index }),
             Err(how) => json!({ "broken": how }),
         },
@@ -94,11 +105,11 @@ fn try_it(flags: &PluginTrialFlags) -> Value {
     }
 }
 
-fn write_until_killed(kit: &Kit<'_>, dir: &Path) -> String {
+fn write_until_killed(kit: &Kit<'_>, lives: &Lives, flags: &PluginTrialFlags) -> String {
     let mut promises = match File::options()
         .create(true)
         .append(true)
-        .open(dir.join(PROMISES))
+        .open(flags.dir.join(PROMISES))
     {
         Ok(promises) => promises,
         Err(error) => return format!("{PROMISES}: {error}"),
@@ -106,8 +117,44 @@ fn write_until_killed(kit: &Kit<'_>, dir: &Path) -> String {
     // One write for each line: what the system has taken survives the kill.
     let mut promise = |index: u64| promises.write_all(format!("{index}\n").as_bytes());
     let mut unheard = None;
-    let how = crash::write_until_killed(kit, &dir.join(ENGINE), &mut |index| {
-        unheard = promise(index).err();
-    });
+    let mut moment = flags.call.map(|call| (call, killer()));
+    let how = crash::write_until_killed(
+        kit,
+        &flags.dir.join(ENGINE),
+        lives,
+        &mut |told| match told {
+            Told::Promise(index) => unheard = promise(index).err(),
+            Told::Call(call) => {
+                if let Some((_, killer)) = moment.take_if(|(last, _)| *last == call) {
+                    // It waits for nothing else.
+                    let _ = killer.send(());
+                }
+            }
+        },
+    );
     unheard.map_or(how, |error| format!("{PROMISES}: {error}"))
+}
+
+/// A thread that kills this process when it is told to, or a little later: within the call that
+/// begins now, or in one of those behind it, be they of microseconds or of milliseconds.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "kills this process at a random moment"
+)]
+fn killer() -> Sender<()> {
+    let mut random = Random::new(crash::seed());
+    let bits = random.below(KILL_MICROS_MAX_BITS + 1);
+    let delay = Duration::from_micros(random.below(1 << bits));
+    let (killer, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        if told.recv().is_ok() {
+            let told = Instant::now();
+            // Sleeping is for longer times.
+            while told.elapsed() < delay {
+                std::hint::spin_loop();
+            }
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
+    });
+    killer
 }

@@ -1,6 +1,10 @@
 //! A process that writes is killed again and again, and what it leaves is compared with the
 //! [`history`](super::history) that it was writing.
 //!
+//! Each process writes values of its own, so that what an engine takes up again of writes that were
+//! lost before is not mistaken for newer ones; every second process is killed soon after it was
+//! opened, while that shows.
+//!
 //! Killing a process leaves what it told the system: this shows that a batch and its mark come
 //! together and that nothing in memory was promised. What a disk keeps when its power is lost is
 //! another matter, and tried by [`check_power`].
@@ -20,12 +24,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::Backend;
 
-use super::history::{Change, Model, ModelFeed, Random, batch, mark};
+use super::history::{Change, Lives, Model, ModelFeed, Random, mark};
 use super::power::{Disk, Shim};
 use super::subject::{Verdict, compare, during, ensure, same_mark};
 use super::{Candidate, Kit};
 
 const DIR_VARIABLE: &str = "KVD_TESTKIT_CRASH_DIR";
+
+/// The lives of the history, and the call in which the process is to be killed, if it is one.
+const LIVES_VARIABLE: &str = "KVD_TESTKIT_CRASH_LIVES";
+const CALL_VARIABLE: &str = "KVD_TESTKIT_CRASH_CALL";
 
 /// A process that nobody kills ends by itself after this time.
 const LIFE: Duration = Duration::from_secs(60);
@@ -33,9 +41,45 @@ const LIFE: Duration = Duration::from_secs(60);
 /// How long after its first promise a process is killed, at most.
 pub const DELAY_MAX: Duration = Duration::from_millis(250);
 
-/// A moment to kill a process, after its first promise: another one at each call.
-pub fn delay(random: &mut Random) -> Duration {
-    Duration::from_millis(random.below(DELAY_MAX.as_millis() as u64))
+/// The last call in which a process is killed that is not given time.
+const CALL_MAX_BITS: u64 = 8;
+
+/// When a process is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// So long after its first promise, wherever it is by then.
+    After(Duration),
+    /// In this call of its engine, counted from 1: it has written little since it was opened, and
+    /// promised little or nothing. What an opening has not put right shows only as long as not
+    /// much was written over it, nor the whole contents replaced.
+    In(u64),
+}
+
+impl Moment {
+    /// One for this round, counted from 0: each kind in turn.
+    pub fn of(round: u32, random: &mut Random) -> Moment {
+        match round % 2 {
+            0 => Moment::After(Duration::from_millis(
+                random.below(DELAY_MAX.as_millis() as u64),
+            )),
+            _ => Moment::In(few(random)),
+        }
+    }
+}
+
+/// A number from 1 on, small ones as often as large ones.
+fn few(random: &mut Random) -> u64 {
+    let bits = random.below(CALL_MAX_BITS + 1);
+    1 + random.below(1 << bits)
+}
+
+/// What a process that writes tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// The call of the engine with this number begins.
+    Call(u64),
+    /// This mark is durable.
+    Promise(u64),
 }
 
 /// A seed that is new each time.
@@ -45,55 +89,70 @@ pub fn seed() -> u64 {
         .map_or(0, |since| u64::from(since.subsec_nanos()))
 }
 
-/// Opens the engine in `dir` and goes on with the history: writes, syncs, replacements. `promise`
-/// is told each mark that is durable, before anything else happens.
+/// Opens the engine in `dir` and goes on with the history, as the last one of `lives`: writes, syncs,
+/// replacements. `tell` hears each of these calls before it begins, and each mark that is durable
+/// before anything else happens.
 ///
 /// Returns why it could not go on, or that nobody has killed it for a minute.
-pub fn write_until_killed(kit: &Kit<'_>, dir: &Path, promise: &mut dyn FnMut(u64)) -> String {
-    match try_writing(kit, dir, promise) {
+pub fn write_until_killed(
+    kit: &Kit<'_>,
+    dir: &Path,
+    lives: &Lives,
+    tell: &mut dyn FnMut(Told),
+) -> String {
+    match try_writing(kit, dir, lives, tell) {
         Ok(()) => "nobody killed this process".to_owned(),
         Err(how) => how,
     }
 }
 
-fn try_writing(kit: &Kit<'_>, dir: &Path, promise: &mut dyn FnMut(u64)) -> Verdict {
+fn try_writing(kit: &Kit<'_>, dir: &Path, lives: &Lives, tell: &mut dyn FnMut(Told)) -> Verdict {
     let start = Instant::now();
     let engine = kit.open_in(dir).map_err(during("open"))?;
     let mut index = engine.mark().map_err(during("mark"))?.index;
-    let mut model = Model::at(index);
+    let mut model = Model::after(lives, index);
+    let mut random = Random::new(seed());
+    let mut calls = 0;
     while start.elapsed() < LIFE {
-        for _ in 0..20 {
+        // Now and then only one, so that much that was synced is a few calls old.
+        for _ in 0..few(&mut random) {
             index += 1;
-            let changes = batch(index);
+            let changes = lives.batch(index);
             let ops: Vec<_> = changes.iter().map(Change::op).collect();
+            calls += 1;
+            tell(Told::Call(calls));
             engine.write(&ops, &mark(index)).map_err(during("write"))?;
-            model.advance(index - 1, index);
+            model.add(&changes);
         }
         let durable = if kit.is_durable() { index } else { 0 };
+        calls += 1;
+        tell(Told::Call(calls));
         let synced = engine.sync().map_err(during("sync"))?;
         same_mark("the return of sync", &synced, &mark(durable))?;
-        promise(durable);
+        tell(Told::Promise(durable));
         if index.is_multiple_of(11) {
             // The same contents that the batches alone would give, so the model needs no case.
             index += 1;
-            model.advance(index - 1, index);
+            model.add(&lives.batch(index));
             let entries = model.entries.clone().into_iter();
+            calls += 1;
+            tell(Told::Call(calls));
             engine
                 .replace(&mut ModelFeed(entries), &mark(index))
                 .map_err(during("replace"))?;
-            promise(if kit.is_durable() { index } else { 0 });
+            tell(Told::Promise(if kit.is_durable() { index } else { 0 }));
         }
     }
     Ok(())
 }
 
-/// Opens the engine that a killed process has left in `dir`: its contents must be those of the
-/// history at its mark, which is not below `promised`. Returns the mark's index.
+/// Opens the engine that a killed process, the last one of `lives`, has left in `dir`: its contents
+/// must be those of the history at its mark, which is not below `promised`. Returns the mark's index.
 ///
 /// # Errors
 ///
 /// How this does not hold.
-pub fn verify(kit: &Kit<'_>, dir: &Path, promised: u64) -> Result<u64, String> {
+pub fn verify(kit: &Kit<'_>, dir: &Path, promised: u64, lives: &Lives) -> Result<u64, String> {
     let engine = kit.open_in(dir).map_err(during("open after a crash"))?;
     let found = engine.mark().map_err(during("mark"))?;
     let index = found.index;
@@ -103,7 +162,7 @@ pub fn verify(kit: &Kit<'_>, dir: &Path, promised: u64) -> Result<u64, String> {
         "after a crash the mark is {index}, but {promised} was promised by sync or replace"
     );
     let what = format!("after a crash with the mark {index}");
-    compare(&what, &engine, &Model::at(index).entries)?;
+    compare(&what, &engine, &Model::after(lives, index).entries)?;
     Ok(index)
 }
 
@@ -122,7 +181,7 @@ pub fn check<B: Backend>(name: &str, rounds: u32, options: &[(&str, &str)]) {
     let dir = must("temporary directory", tempfile::tempdir());
     let mut trial = Trial::new(name, &kit);
     for round in 0..rounds {
-        let synced = trial.kill_one(dir.path(), &[]);
+        let synced = trial.kill_one(round, dir.path(), &[]);
         trial.verify(round, dir.path(), synced);
     }
     assert!(
@@ -150,7 +209,7 @@ pub fn check_power<B: Backend>(name: &str, rounds: u32, options: &[(&str, &str)]
     let mut disk = must("disk", Disk::new(root.path(), trial.seed));
     let mut lost = 0;
     for round in 0.. {
-        let synced = trial.kill_one(disk.engine(), &disk.environment(&shim));
+        let synced = trial.kill_one(round, disk.engine(), &disk.environment(&shim));
         lost += must("loss of power", disk.lose_power());
         trial.verify(round, disk.engine(), synced);
         must("disk", disk.settle());
@@ -165,8 +224,16 @@ pub fn check_power<B: Backend>(name: &str, rounds: u32, options: &[(&str, &str)]
 fn write_if_asked(kit: &Kit<'_>) {
     if let Some(dir) = std::env::var_os(DIR_VARIABLE) {
         println!();
-        let how = write_until_killed(kit, Path::new(&dir), &mut |index| {
-            println!("synced {index}");
+        let number = |variable| std::env::var(variable).ok()?.parse().ok();
+        let lives = std::env::var(LIVES_VARIABLE).unwrap_or_default();
+        let lives = lives.parse().expect("the parent's own numbers");
+        let last: Option<u64> = number(CALL_VARIABLE);
+        let how = write_until_killed(kit, Path::new(&dir), &lives, &mut |told| {
+            match told {
+                Told::Promise(index) => println!("synced {index}"),
+                Told::Call(call) if Some(call) == last => println!("called {call}"),
+                Told::Call(_) => return,
+            }
             // A promise that is not heard binds nobody.
             let _ = std::io::stdout().flush();
         });
@@ -189,6 +256,7 @@ struct Trial<'a> {
     random: Random,
     /// The mark that was found last.
     at: u64,
+    lives: Lives,
 }
 
 impl<'a> Trial<'a> {
@@ -201,6 +269,7 @@ impl<'a> Trial<'a> {
             seed,
             random: Random::new(seed),
             at: 0,
+            lives: Lives::default(),
         }
     }
 
@@ -210,7 +279,7 @@ impl<'a> Trial<'a> {
         } else {
             0
         };
-        let found = match verify(self.kit, dir, promised) {
+        let found = match verify(self.kit, dir, promised, &self.lives) {
             Ok(found) => found,
             Err(how) => panic!("round {round}: {how}"),
         };
@@ -218,38 +287,56 @@ impl<'a> Trial<'a> {
         self.at = found;
     }
 
-    /// Starts the process, kills it some time after its first sync, and returns the last mark that
-    /// it said was durable.
-    fn kill_one(&mut self, dir: &Path, environment: &[(&str, OsString)]) -> u64 {
+    /// Starts the process, kills it at some moment, and returns the last mark that it said was
+    /// durable.
+    fn kill_one(&mut self, round: u32, dir: &Path, environment: &[(&str, OsString)]) -> u64 {
+        let moment = Moment::of(round, &mut self.random);
+        self.lives.begin(self.at);
+        let call = match moment {
+            Moment::After(_) => None,
+            Moment::In(call) => Some(call.to_string()),
+        };
         let exe = std::env::current_exe().expect("a running program has a path");
         let mut child = Command::new(exe)
             .args(["--exact", self.name, "--nocapture", "--test-threads=1"])
             .env(DIR_VARIABLE, dir)
+            .env(LIVES_VARIABLE, self.lives.to_string())
+            .envs(call.map(|call| (CALL_VARIABLE, call)))
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::piped())
             .spawn()
             .expect("the test's own binary runs");
         let stdout = child.stdout.take().expect("it was asked for");
-        let (first, started) = mpsc::channel();
+        let (come, moment_came) = mpsc::channel();
         let reader = thread::spawn(move || {
-            let mut synced = None;
+            let mut synced = 0;
             // Read to the end of the pipe, also after the kill: a promise is a promise.
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if let Some(index) = line.strip_prefix("synced ") {
-                    synced = index.parse().ok();
+                let promise = line.strip_prefix("synced ");
+                if let Some(index) = promise.and_then(|index| index.parse().ok()) {
+                    synced = index;
+                }
+                let is_moment = match moment {
+                    Moment::After(_) => promise.is_some(),
+                    Moment::In(_) => line.starts_with("called "),
+                };
+                if is_moment {
                     // The other side has heard enough after one.
-                    let _ = first.send(());
+                    let _ = come.send(());
                 }
             }
             synced
         });
-        // An error means that the process has ended by itself, which the reader reports.
-        let _ = started.recv();
-        thread::sleep(delay(&mut self.random));
+        let came = moment_came.recv();
+        if let Moment::After(delay) = moment {
+            thread::sleep(delay);
+        }
         // It may have ended by itself.
         let _ = child.kill();
         child.wait().expect("a child can be waited for");
         let synced = reader.join().expect("the reader does not panic");
-        synced.expect("the process ended before its first sync")
+        // An error means that the process has ended by itself.
+        came.expect("the process ended before it was to be killed");
+        synced
     }
 }

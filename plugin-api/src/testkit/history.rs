@@ -1,7 +1,10 @@
 //! A history of batches that is the same wherever it is told: what an engine holds after a crash
-//! can be compared with it by the mark alone.
+//! can be compared with it by the mark, and by where each process took it up.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
 
 use crate::{Backend, Feed, Flow, Mark, Op, Range, Result};
 
@@ -65,8 +68,60 @@ pub fn mark(index: u64) -> Mark {
     }
 }
 
+/// The processes that have gone on with a history, each from the mark that it found.
+///
+/// Each writes values of its own, as long as those of the others: what an engine takes up again of
+/// what one of them wrote, and the next one did not find, is seen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lives(Vec<u64>);
+
+impl Lives {
+    /// Another process, which finds the mark `index`.
+    pub fn begin(&mut self, index: u64) {
+        // What was lost beyond it was written by none of those that count.
+        for life in &mut self.0 {
+            *life = index.min(*life);
+        }
+        self.0.push(index);
+    }
+
+    /// The one that wrote the batch with this index; 0 is none.
+    fn of(&self, index: u64) -> usize {
+        self.0.partition_point(|found| *found < index)
+    }
+
+    /// The changes of the batch with this index.
+    pub fn batch(&self, index: u64) -> Vec<Change> {
+        const LETTERS: &[u8] = b" abcdefghijklmnopqrstuvwxyz";
+        batch_with(index, LETTERS[self.of(index) % LETTERS.len()].into())
+    }
+}
+
+impl fmt::Display for Lives {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let marks: Vec<_> = self.0.iter().map(u64::to_string).collect();
+        f.write_str(&marks.join(","))
+    }
+}
+
+impl FromStr for Lives {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> std::result::Result<Self, ParseIntError> {
+        let marks = text.split(',').filter(|mark| !mark.is_empty());
+        marks
+            .map(str::parse)
+            .collect::<std::result::Result<_, _>>()
+            .map(Lives)
+    }
+}
+
 /// The changes of the batch with this index: always the same.
 pub fn batch(index: u64) -> Vec<Change> {
+    Lives::default().batch(index)
+}
+
+fn batch_with(index: u64, letter: char) -> Vec<Change> {
     let mut random = Random::new(index);
     let key = |random: &mut Random| format!("key {:03}", random.below(400)).into_bytes();
     let mut changes = Vec::new();
@@ -79,7 +134,7 @@ pub fn batch(index: u64) -> Vec<Change> {
                     1..8 => 9_000,
                     short => short / 2,
                 };
-                let mut value = format!("value of batch {index} ").into_bytes();
+                let mut value = format!("value of batch {index}{letter}").into_bytes();
                 value.resize(value.len() + length as usize, b'.');
                 Change::Put(key(&mut random), value)
             }
@@ -120,17 +175,29 @@ pub struct Model {
 impl Model {
     /// The contents after all batches up to `index`.
     pub fn at(index: u64) -> Model {
+        Model::after(&Lives::default(), index)
+    }
+
+    /// The same, of batches that several processes have written.
+    pub fn after(lives: &Lives, index: u64) -> Model {
         let mut model = Model::default();
-        model.advance(0, index);
+        for index in 1..=index {
+            model.add(&lives.batch(index));
+        }
         model
     }
 
     /// Adds the batches after `done` up to `index`.
     pub fn advance(&mut self, done: u64, index: u64) {
         for index in done + 1..=index {
-            for change in batch(index) {
-                change.apply(&mut self.entries);
-            }
+            self.add(&batch(index));
+        }
+    }
+
+    /// Adds one batch.
+    pub fn add(&mut self, batch: &[Change]) {
+        for change in batch {
+            change.apply(&mut self.entries);
         }
     }
 

@@ -14,7 +14,7 @@ use crate::{
     OptionSpec, Options, Range, Result, View,
 };
 
-use super::history::{self, Model};
+use super::history::{self, Lives, Model};
 use super::subject::Entries;
 use super::{Candidate, Clause, Kit, Outcome, check, crash, run};
 
@@ -839,19 +839,67 @@ fn crash_that_lost_a_promise_or_tore_a_mark_is_found() {
         disks().insert(dir.clone(), state);
     };
     leave(5, 5);
-    assert_eq!(crash::verify(&kit, &dir, 5), Ok(5));
-    assert_eq!(crash::verify(&kit, &dir, 0), Ok(5));
-    let lost = crash::verify(&kit, &dir, 6).unwrap_err();
+    let lives = Lives::default();
+    let verify = |promised| crash::verify(&kit, &dir, promised, &lives);
+    assert_eq!(verify(5), Ok(5));
+    assert_eq!(verify(0), Ok(5));
+    let lost = verify(6).unwrap_err();
     assert!(lost.contains("the mark is 5, but 6 was promised"), "{lost}");
     for (mark, contents) in [(5, 4), (5, 6), (0, 1)] {
         leave(mark, contents);
-        let torn = crash::verify(&kit, &dir, 0).unwrap_err();
+        let torn = verify(0).unwrap_err();
         let said = format!("after a crash with the mark {mark}: at key");
         assert!(torn.starts_with(&said), "{torn}");
     }
     let mut foreign = State::default();
     foreign.mark.index = 5;
     disks().insert(dir.clone(), foreign);
-    let foreign = crash::verify(&kit, &dir, 0).unwrap_err();
+    let foreign = verify(0).unwrap_err();
     assert!(foreign.contains("expected 5 with 'mark 5'"), "{foreign}");
+}
+
+/// A process found the mark 3 and wrote the 4th batch. The one before it had written that too, and
+/// the 5th: they must not come to life again behind those of the newer one.
+#[test]
+fn what_an_earlier_process_wrote_and_nobody_found_is_not_taken_for_later_writes() {
+    let mut lives = Lives::default();
+    lives.begin(0);
+    let earlier = lives.clone();
+    lives.begin(3);
+    assert_eq!(lives.to_string().parse(), Ok(lives.clone()));
+    let lengths = |lives: &Lives, index| {
+        let changes = lives.batch(index).into_iter();
+        let lengths = changes.map(|change| match change {
+            history::Change::Put(key, value) => (key, value.len()),
+            history::Change::Delete(key) | history::Change::DeleteRange(key, _) => (key, 0),
+        });
+        lengths.collect::<Vec<_>>()
+    };
+    for index in 1..=5 {
+        assert_eq!(lives.batch(index) == earlier.batch(index), index <= 3);
+        assert_eq!(lengths(&lives, index), lengths(&earlier, index));
+    }
+    let candidate = Candidate::of::<Memory<Sound>>();
+    let kit = Kit::new(&candidate, &[]);
+    let dir = PathBuf::from("the name of a file with an old end");
+    let leave = |model: &Model| {
+        let state = State {
+            entries: model.entries.clone(),
+            mark: history::mark(5),
+        };
+        disks().insert(dir.clone(), state);
+    };
+    leave(&Model::after(&lives, 5));
+    assert_eq!(crash::verify(&kit, &dir, 4, &lives), Ok(5));
+    let mut joined = Model::after(&lives, 4);
+    joined.add(&earlier.batch(5));
+    leave(&joined);
+    let found = crash::verify(&kit, &dir, 4, &lives).unwrap_err();
+    assert!(
+        found.starts_with("after a crash with the mark 5: at key"),
+        "{found}"
+    );
+    // A loss beyond what an earlier one had found.
+    lives.begin(1);
+    assert_eq!(lives.to_string(), "0,1,1");
 }
