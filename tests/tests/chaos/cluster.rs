@@ -236,7 +236,12 @@ impl<'a> Cluster<'a> {
             .armed
             .take()
             .is_some_and(|armed| armed.has_failed);
-        until("it answers, or has ended", || {
+        let what = if must_end {
+            format!("node{n} has ended, since a sync failed")
+        } else {
+            format!("node{n} answers, or has ended")
+        };
+        until(&what, || {
             let answers = || {
                 let client = Client::connect(&self.nodes[n].addr()).ok();
                 client.is_some_and(|mut client| client.try_call(&["PING"]).is_ok())
