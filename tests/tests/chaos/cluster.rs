@@ -319,7 +319,14 @@ impl<'a> Cluster<'a> {
 
     /// Keeps everything that is there for whoever wants to know what happened.
     pub(super) fn keep_evidence(&mut self, to: &Path) {
-        for node in &mut self.nodes {
+        for (n, node) in self.nodes.iter_mut().enumerate() {
+            if let Some(pid) = node.pid() {
+                let threads = threads(pid);
+                drop(fs::write(
+                    self.root.join(format!("node{n}.threads")),
+                    threads,
+                ));
+            }
             node.kill();
         }
         drop(fs::remove_dir_all(to));
@@ -330,6 +337,23 @@ impl<'a> Cluster<'a> {
             .status();
         println!("evidence in {}: {copied:?}", to.display());
     }
+}
+
+/// What the threads of a process wait for, as far as the kernel says.
+fn threads(pid: u32) -> String {
+    let of = |dir: &Path, what: &str| fs::read_to_string(dir.join(what)).unwrap_or_default();
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let status = of(&process, "status");
+    let state = status.lines().find(|line| line.starts_with("State:"));
+    let mut told = format!("{}\n", state.unwrap_or("gone"));
+    // They end at any time.
+    let tasks = fs::read_dir(process.join("task")).into_iter().flatten();
+    for task in tasks.flatten() {
+        let files = ["comm", "wchan", "syscall"];
+        let lines = files.map(|what| of(&task.path(), what).trim().to_owned());
+        told += &format!("{}\n", lines.join("\t"));
+    }
+    told
 }
 
 impl Drop for Cluster<'_> {
