@@ -7,9 +7,11 @@
 //! says of them alone; that it passes over as well. So a loss of power could take a part from the
 //! middle, even of what had been synced.
 //!
-//! `build.rs` has the linker send two calls of this library here. Before sled's log is written, the
-//! files of large values are synced; and `sync_file_range` is an `fdatasync`. Elsewhere sled calls
-//! `fsync` by itself, and large values are as it leaves them until the plugin's own sync.
+//! `build.rs` has the linker send three calls of this library here. Before sled's log is written, the
+//! files of large values are synced; `sync_file_range` is an `fdatasync`; and of an `fsync` that
+//! failed it is noted that it did, because sled shortens its log behind everybody's back and keeps to
+//! itself what became of the sync behind that. Elsewhere sled calls `fsync` by itself, and large values
+//! are as it leaves them until the plugin's own sync.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -22,11 +24,18 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 /// still being written.
 type Blobs = HashMap<OsString, u64>;
 
-/// Those of each open directory of sled's.
-static SYNCED: LazyLock<Mutex<HashMap<PathBuf, Blobs>>> = LazyLock::new(Mutex::default);
+/// What is known of an open directory of sled's.
+#[derive(Default)]
+struct Known {
+    synced: Blobs,
+    /// A sync of one of its files failed.
+    has_failed: bool,
+}
 
-fn synced() -> MutexGuard<'static, HashMap<PathBuf, Blobs>> {
-    SYNCED.lock().unwrap_or_else(PoisonError::into_inner)
+static KNOWN: LazyLock<Mutex<HashMap<PathBuf, Known>>> = LazyLock::new(Mutex::default);
+
+fn known() -> MutexGuard<'static, HashMap<PathBuf, Known>> {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How often sled's logs were synced for it.
@@ -39,14 +48,23 @@ pub(crate) struct Watched(PathBuf);
 impl Watched {
     pub(crate) fn new(dir: &Path) -> io::Result<Self> {
         let dir = dir.canonicalize()?;
-        synced().insert(dir.clone(), Blobs::new());
+        known().insert(dir.clone(), Known::default());
         Ok(Watched(dir))
     }
 
     /// How many files were synced.
     #[cfg(test)]
     pub(crate) fn synced(&self) -> usize {
-        synced().get(&self.0).map_or(0, Blobs::len)
+        known().get(&self.0).map_or(0, |known| known.synced.len())
+    }
+
+    /// An error where a sync failed, whoever asked for it: the kernel tells of what it could not write
+    /// once.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        if known().get(&self.0).is_some_and(|known| known.has_failed) {
+            return Err(io::Error::other("an earlier sync failed"));
+        }
+        Ok(())
     }
 
     /// Where it is, by the name that the kernel has for it.
@@ -57,7 +75,7 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        synced().remove(&self.0);
+        known().remove(&self.0);
     }
 }
 
@@ -79,7 +97,7 @@ pub(crate) fn sync_blobs(dir: &Path) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    if let Some(synced) = synced().get_mut(dir) {
+    if let Some(Known { synced, .. }) = known().get_mut(dir) {
         synced.retain(|name, bytes| found.get(name) == Some(bytes));
         found.retain(|name, _| !synced.contains_key(name));
     }
@@ -94,7 +112,7 @@ pub(crate) fn sync_blobs(dir: &Path) -> io::Result<()> {
         }
     }
     File::open(&blobs)?.sync_all()?;
-    if let Some(synced) = synced().get_mut(dir) {
+    if let Some(Known { synced, .. }) = known().get_mut(dir) {
         synced.extend(found);
     }
     Ok(())
@@ -110,9 +128,10 @@ mod wrapped {
     use std::io;
     use std::panic::catch_unwind;
 
-    use super::sync_blobs;
+    use super::{known, sync_blobs};
 
     unsafe extern "C" {
+        fn __real_fsync(file: c_int) -> c_int;
         fn __real_pwrite64(file: c_int, bytes: *const c_void, len: usize, at: i64) -> isize;
     }
 
@@ -140,6 +159,32 @@ mod wrapped {
         }
         // SAFETY: as the caller promises.
         unsafe { __real_pwrite64(log, bytes, len, at) }
+    }
+
+    /// What is called for `fsync`.
+    ///
+    /// # Safety
+    ///
+    /// As of `fsync`.
+    #[unsafe(no_mangle)]
+    unsafe extern "C" fn __wrap_fsync(file: c_int) -> c_int {
+        // SAFETY: as the caller promises.
+        let synced = unsafe { __real_fsync(file) };
+        let error = io::Error::last_os_error();
+        if synced != 0 && error.kind() != io::ErrorKind::Interrupted {
+            let noted = catch_unwind(|| {
+                let path = std::fs::read_link(format!("/proc/self/fd/{file}"))?;
+                for (dir, known) in known().iter_mut() {
+                    known.has_failed |= path.starts_with(dir);
+                }
+                io::Result::Ok(())
+            });
+            // Where it cannot be told whose it was, the caller knows at least.
+            drop(noted);
+            // SAFETY: it is this thread's own number, and always there.
+            unsafe { *libc::__errno_location() = error.raw_os_error().unwrap_or(libc::EIO) };
+        }
+        synced
     }
 
     /// What is called for `sync_file_range`, by sled alone and for its log alone.

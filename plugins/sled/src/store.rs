@@ -333,7 +333,8 @@ impl Files {
     fn sync(&self) -> Result<()> {
         // What the log points to comes first.
         sync_blobs(self.dir.path())?;
-        Ok(self.log.sync_all()?)
+        self.log.sync_all()?;
+        Ok(self.dir.check()?)
     }
 }
 

@@ -64,6 +64,27 @@ fn sleds_own_flush_is_a_sync_of_its_log_and_of_large_values() {
     assert!(LOG_SYNCS.load(Ordering::Relaxed) > before);
 }
 
+/// sled shortens its log in a thread of its own, and what became of the sync behind that is asked for
+/// much later or never.
+#[cfg(wrapped)]
+#[test]
+#[expect(unsafe_code, reason = "the standard library makes no pipes with names")]
+fn nothing_is_promised_behind_a_sync_that_failed_whoever_asked_for_it() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (backend, unharmed) = (open(dir.path()).unwrap(), open(other.path()).unwrap());
+    write(&backend, 1);
+    write(&unharmed, 1);
+    // A pipe cannot be synced.
+    let pipe = dir.path().join("gen-1/pipe");
+    let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
+    // SAFETY: the name ends with a zero.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let file = fs::File::options().read(true).write(true).open(&pipe);
+    assert!(file.unwrap().sync_all().is_err());
+    assert_eq!(backend.sync().unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(unharmed.sync().unwrap(), mark(1));
+}
+
 /// After a crash at an opening; sled itself takes it for a whole one (its issue 1533).
 #[test]
 fn a_half_made_snapshot_of_sleds_index_is_no_damage() {
