@@ -12,7 +12,7 @@ mod store;
 mod tests;
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use kvd_plugin_api::{
     Backend, Caps, Error, ErrorKind, Feed, Flow, GenDir, Limits, Mark, NoView, Op, OpenContext,
@@ -33,8 +33,11 @@ pub struct SledBackend {
     settings: Settings,
     /// `None` after `close`, and after a failure that left open which directory is in force.
     writer: Mutex<Option<Writer>>,
-    /// Written to under the lock, so that a scan meets whole batches only; `None` after `close`.
+    /// Written to under the lock, so that a scan meets whole batches only; `None` after `close`, and
+    /// after a batch that failed.
     current: RwLock<Option<Current>>,
+    /// The first failure behind which nothing goes on: whoever comes later has to hear the reason.
+    failure: OnceLock<Error>,
 }
 
 struct Writer {
@@ -76,7 +79,19 @@ impl SledBackend {
                 mark,
                 digest,
             })),
+            failure: OnceLock::new(),
         })
+    }
+
+    /// Why there is nothing any more.
+    fn gone(&self) -> Error {
+        self.failure.get().cloned().unwrap_or_else(Error::closed)
+    }
+
+    /// Nothing goes on behind this error.
+    fn failed(&self, error: Error) -> Error {
+        self.failure.get_or_init(|| error.clone());
+        error
     }
 
     fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
@@ -94,7 +109,7 @@ impl SledBackend {
 
     /// Builds a new directory from `feed` and puts it in force.
     fn install(&self, slot: &mut Option<Writer>, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
-        let writer = slot.as_mut().ok_or_else(Error::closed)?;
+        let writer = slot.as_mut().ok_or_else(|| self.gone())?;
         let installed = writer.generations.install(|path| {
             let (store, files) = Store::open(path, self.settings)?;
             let digest = store.fill(feed, mark)?;
@@ -105,6 +120,7 @@ impl SledBackend {
             Ok(installed) => installed?,
             Err(error) => {
                 // Either directory may be in force now, so nothing may be written to any.
+                let error = self.failed(error);
                 *slot = None;
                 return Err(error);
             }
@@ -173,14 +189,14 @@ impl Backend for SledBackend {
         self.current()
             .as_ref()
             .map(|current| current.mark.clone())
-            .ok_or_else(Error::closed)
+            .ok_or_else(|| self.gone())
     }
 
     fn get(&self, key: &[u8], out: &mut dyn FnMut(&[u8])) -> Result<bool> {
         let found = self
             .current()
             .as_ref()
-            .ok_or_else(Error::closed)?
+            .ok_or_else(|| self.gone())?
             .store
             .get(key)?;
         Ok(found.map(|value| out(&value)).is_some())
@@ -189,16 +205,16 @@ impl Backend for SledBackend {
     fn scan(&self, range: Range<'_>, out: &mut dyn FnMut(&[u8], &[u8]) -> Flow) -> Result<()> {
         self.current()
             .as_ref()
-            .ok_or_else(Error::closed)?
+            .ok_or_else(|| self.gone())?
             .store
             .scan(range, out)
     }
 
     fn write(&self, batch: &[Op<'_>], mark: &Mark) -> Result<()> {
         let mut slot = self.writer();
-        let writer = slot.as_mut().ok_or_else(Error::closed)?;
+        let writer = slot.as_mut().ok_or_else(|| self.gone())?;
         let mut seen = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        let current = seen.as_mut().ok_or_else(Error::closed)?;
+        let current = seen.as_mut().ok_or_else(|| self.gone())?;
         if batch.is_empty() && current.mark == *mark {
             return Ok(());
         }
@@ -212,6 +228,7 @@ impl Backend for SledBackend {
             }
             Err(error) => {
                 // sled may have applied a part of it in memory, which nobody must see.
+                let error = self.failed(error);
                 *seen = None;
                 *slot = None;
                 Err(error)
@@ -221,14 +238,15 @@ impl Backend for SledBackend {
 
     fn sync(&self) -> Result<Mark> {
         let mut slot = self.writer();
-        let writer = slot.as_mut().ok_or_else(Error::closed)?;
+        let writer = slot.as_mut().ok_or_else(|| self.gone())?;
         // Reads go on: only writes take the other lock for themselves, and they wait at this one.
         let current = self.current();
-        let current = current.as_ref().ok_or_else(Error::closed)?;
+        let current = current.as_ref().ok_or_else(|| self.gone())?;
         let mark = current.mark.clone();
         if writer.is_dirty {
             if let Err(error) = current.store.sync(&writer.files) {
                 // The kernel reports a failed write once: a second sync would seem to succeed.
+                let error = self.failed(error);
                 *slot = None;
                 return Err(error);
             }
@@ -266,7 +284,7 @@ impl Backend for SledBackend {
         let mut slot = self.writer();
         let (mut feed, mark) = {
             let current = self.current();
-            let current = current.as_ref().ok_or_else(Error::closed)?;
+            let current = current.as_ref().ok_or_else(|| self.gone())?;
             (current.store.feed(), current.mark.clone())
         };
         self.install(&mut slot, &mut feed, &mark)?;
@@ -276,7 +294,7 @@ impl Backend for SledBackend {
 
     fn verify(&self) -> Result<()> {
         let current = self.current();
-        let current = current.as_ref().ok_or_else(Error::closed)?;
+        let current = current.as_ref().ok_or_else(|| self.gone())?;
         current.store.digest(&current.mark).map(drop)
     }
 

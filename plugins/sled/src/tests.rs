@@ -81,7 +81,11 @@ fn nothing_is_promised_behind_a_sync_that_failed_whoever_asked_for_it() {
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
     let file = fs::File::options().read(true).write(true).open(&pipe);
     assert!(file.unwrap().sync_all().is_err());
-    assert_eq!(backend.sync().unwrap_err().kind(), ErrorKind::Io);
+    let failure = backend.sync().unwrap_err();
+    assert_eq!(failure.kind(), ErrorKind::Io);
+    // Whoever comes later hears why, and not that somebody had closed it.
+    let later = backend.write(&[], &mark(2)).unwrap_err();
+    assert_eq!(later.to_string(), failure.to_string());
     assert_eq!(unharmed.sync().unwrap(), mark(1));
 }
 
