@@ -30,6 +30,8 @@ struct Known {
     synced: Blobs,
     /// A sync of one of its files failed.
     has_failed: bool,
+    /// It was replaced, and is going to be removed.
+    is_replaced: bool,
 }
 
 static KNOWN: LazyLock<Mutex<HashMap<PathBuf, Known>>> = LazyLock::new(Mutex::default);
@@ -58,6 +60,14 @@ impl Watched {
         known().get(&self.0).map_or(0, |known| known.synced.len())
     }
 
+    /// It was replaced: sled writes once more when it is dropped, which is worth no sync, nor the end of
+    /// the node where that fails.
+    pub(crate) fn replaced(&self) {
+        if let Some(known) = known().get_mut(&self.0) {
+            known.is_replaced = true;
+        }
+    }
+
     /// An error where a sync failed, whoever asked for it: the kernel tells of what it could not write
     /// once.
     pub(crate) fn check(&self) -> io::Result<()> {
@@ -81,6 +91,9 @@ impl Drop for Watched {
 
 /// Syncs the files of large values that were not yet, and their names.
 pub(crate) fn sync_blobs(dir: &Path) -> io::Result<()> {
+    if known().get(dir).is_some_and(|known| known.is_replaced) {
+        return Ok(());
+    }
     let blobs = dir.join("blobs");
     let entries = match fs::read_dir(&blobs) {
         // Replaced as a whole since: nobody needs it any more.
@@ -118,6 +131,13 @@ pub(crate) fn sync_blobs(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a file is of a directory that was replaced.
+#[cfg(wrapped)]
+fn is_replaced(file: &Path) -> bool {
+    let of = |(dir, known): (&PathBuf, &Known)| known.is_replaced && file.starts_with(dir);
+    known().iter().any(of)
+}
+
 #[cfg(wrapped)]
 #[expect(
     unsafe_code,
@@ -127,8 +147,18 @@ mod wrapped {
     use std::ffi::{c_int, c_uint, c_void};
     use std::io;
     use std::panic::catch_unwind;
+    use std::path::PathBuf;
 
-    use super::{known, sync_blobs};
+    use super::{is_replaced, known, sync_blobs};
+
+    fn path_of(file: c_int) -> io::Result<PathBuf> {
+        std::fs::read_link(format!("/proc/self/fd/{file}"))
+    }
+
+    /// Whether a sync of this file is of no use to anybody.
+    fn is_needless(file: c_int) -> bool {
+        catch_unwind(|| path_of(file).is_ok_and(|path| is_replaced(&path))).unwrap_or(false)
+    }
 
     unsafe extern "C" {
         fn __real_fsync(file: c_int) -> c_int;
@@ -148,7 +178,7 @@ mod wrapped {
         at: i64,
     ) -> isize {
         let synced = catch_unwind(|| {
-            let log = std::fs::read_link(format!("/proc/self/fd/{log}"))?;
+            let log = path_of(log)?;
             log.parent().map_or(Ok(()), sync_blobs)
         });
         let synced = synced.unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::EIO)));
@@ -168,12 +198,15 @@ mod wrapped {
     /// As of `fsync`.
     #[unsafe(no_mangle)]
     unsafe extern "C" fn __wrap_fsync(file: c_int) -> c_int {
+        if is_needless(file) {
+            return 0;
+        }
         // SAFETY: as the caller promises.
         let synced = unsafe { __real_fsync(file) };
         let error = io::Error::last_os_error();
         if synced != 0 && error.kind() != io::ErrorKind::Interrupted {
             let noted = catch_unwind(|| {
-                let path = std::fs::read_link(format!("/proc/self/fd/{file}"))?;
+                let path = path_of(file)?;
                 for (dir, known) in known().iter_mut() {
                     known.has_failed |= path.starts_with(dir);
                 }
@@ -192,6 +225,9 @@ mod wrapped {
     extern "C" fn __wrap_sync_file_range(log: c_int, _at: i64, _len: i64, _flags: c_uint) -> c_int {
         #[cfg(test)]
         super::LOG_SYNCS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if is_needless(log) {
+            return 0;
+        }
         // SAFETY: a number is passed, and a wrong one is an error.
         unsafe { libc::fdatasync(log) }
     }

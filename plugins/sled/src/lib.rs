@@ -107,8 +107,14 @@ impl SledBackend {
         std::mem::replace(&mut *slot, current)
     }
 
-    /// Builds a new directory from `feed` and puts it in force.
-    fn install(&self, slot: &mut Option<Writer>, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
+    /// Builds a new directory from `feed` and puts it in force; returns the files of the one before,
+    /// which have to outlive whoever uses that.
+    fn install(
+        &self,
+        slot: &mut Option<Writer>,
+        feed: &mut dyn Feed,
+        mark: &Mark,
+    ) -> Result<Files> {
         let writer = slot.as_mut().ok_or_else(|| self.gone())?;
         let installed = writer.generations.install(|path| {
             let (store, files) = Store::open(path, self.settings)?;
@@ -125,14 +131,15 @@ impl SledBackend {
                 return Err(error);
             }
         };
-        writer.files = files;
+        let replaced = std::mem::replace(&mut writer.files, files);
+        replaced.replaced();
         writer.is_dirty = false;
         drop(self.publish(Some(Current {
             store,
             mark: mark.clone(),
             digest,
         })));
-        Ok(())
+        Ok(replaced)
     }
 
     /// Removes what was replaced; nothing may use it any more, because sled still writes when it
@@ -261,8 +268,10 @@ impl Backend for SledBackend {
 
     fn replace(&self, feed: &mut dyn Feed, mark: &Mark) -> Result<()> {
         let mut slot = self.writer();
-        self.install(&mut slot, feed, mark)?;
-        Self::remove_replaced(&slot)
+        let replaced = self.install(&mut slot, feed, mark)?;
+        let removed = Self::remove_replaced(&slot);
+        drop(replaced);
+        removed
     }
 
     fn property(&self, name: &str) -> Option<String> {
@@ -287,9 +296,11 @@ impl Backend for SledBackend {
             let current = current.as_ref().ok_or_else(|| self.gone())?;
             (current.store.feed(), current.mark.clone())
         };
-        self.install(&mut slot, &mut feed, &mark)?;
+        let replaced = self.install(&mut slot, &mut feed, &mark)?;
         drop(feed);
-        Self::remove_replaced(&slot)
+        let removed = Self::remove_replaced(&slot);
+        drop(replaced);
+        removed
     }
 
     fn verify(&self) -> Result<()> {

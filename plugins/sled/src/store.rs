@@ -328,6 +328,11 @@ impl Files {
         self.dir.synced()
     }
 
+    /// Nothing of these files is needed any more.
+    pub(crate) fn replaced(&self) {
+        self.dir.replaced();
+    }
+
     /// Syncs what sled's flush has written: again where that was a sync, and for the first time
     /// where nothing was put in the place of sled's own.
     fn sync(&self) -> Result<()> {

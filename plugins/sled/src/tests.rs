@@ -64,29 +64,47 @@ fn sleds_own_flush_is_a_sync_of_its_log_and_of_large_values() {
     assert!(LOG_SYNCS.load(Ordering::Relaxed) > before);
 }
 
+/// sled writes once more when it is dropped: of what was replaced that is worth nothing, and a disk
+/// that fails then has taken nothing away.
+#[cfg(wrapped)]
+#[test]
+fn what_was_replaced_is_not_synced_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, files) = Store::open(dir.path(), SETTINGS).unwrap();
+    files.replaced();
+    store.db().insert([1], vec![0; 300_000]).unwrap();
+    store.db().flush().unwrap();
+    assert_eq!(files.synced_blobs(), 0);
+    assert!(sync_of_pipe(&dir.path().join("pipe")).is_ok());
+}
+
 /// sled shortens its log in a thread of its own, and what became of the sync behind that is asked for
 /// much later or never.
 #[cfg(wrapped)]
 #[test]
-#[expect(unsafe_code, reason = "the standard library makes no pipes with names")]
 fn nothing_is_promised_behind_a_sync_that_failed_whoever_asked_for_it() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (backend, unharmed) = (open(dir.path()).unwrap(), open(other.path()).unwrap());
     write(&backend, 1);
     write(&unharmed, 1);
-    // A pipe cannot be synced.
-    let pipe = dir.path().join("gen-1/pipe");
-    let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
-    // SAFETY: the name ends with a zero.
-    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
-    let file = fs::File::options().read(true).write(true).open(&pipe);
-    assert!(file.unwrap().sync_all().is_err());
+    assert!(sync_of_pipe(&dir.path().join("gen-1/pipe")).is_err());
     let failure = backend.sync().unwrap_err();
     assert_eq!(failure.kind(), ErrorKind::Io);
     // Whoever comes later hears why, and not that somebody had closed it.
     let later = backend.write(&[], &mark(2)).unwrap_err();
     assert_eq!(later.to_string(), failure.to_string());
     assert_eq!(unharmed.sync().unwrap(), mark(1));
+}
+
+/// A sync that the system refuses: a pipe has no disk.
+#[cfg(wrapped)]
+#[expect(unsafe_code, reason = "the standard library makes no pipes with names")]
+fn sync_of_pipe(pipe: &Path) -> std::io::Result<()> {
+    let name = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
+    // SAFETY: the name ends with a zero.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let file = fs::File::options().read(true).write(true).open(pipe);
+    file.unwrap().sync_all()
 }
 
 /// After a crash at an opening; sled itself takes it for a whole one (its issue 1533).
