@@ -28,8 +28,8 @@ type Blobs = HashMap<OsString, u64>;
 #[derive(Default)]
 struct Known {
     synced: Blobs,
-    /// A sync of one of its files failed.
-    has_failed: bool,
+    /// The error number of the first sync of one of its files that failed.
+    failed: Option<i32>,
     /// It was replaced, and is going to be removed.
     is_replaced: bool,
 }
@@ -71,10 +71,12 @@ impl Watched {
     /// An error where a sync failed, whoever asked for it: the kernel tells of what it could not write
     /// once.
     pub(crate) fn check(&self) -> io::Result<()> {
-        if known().get(&self.0).is_some_and(|known| known.has_failed) {
-            return Err(io::Error::other("an earlier sync failed"));
-        }
-        Ok(())
+        let Some(error) = known().get(&self.0).and_then(|known| known.failed) else {
+            return Ok(());
+        };
+        let error = io::Error::from_raw_os_error(error);
+        let told = format!("an earlier sync failed: {error}");
+        Err(io::Error::new(error.kind(), told))
     }
 
     /// Where it is, by the name that the kernel has for it.
@@ -203,19 +205,25 @@ mod wrapped {
         }
         // SAFETY: as the caller promises.
         let synced = unsafe { __real_fsync(file) };
-        let error = io::Error::last_os_error();
-        if synced != 0 && error.kind() != io::ErrorKind::Interrupted {
+        if synced == 0 {
+            return 0;
+        }
+        let error = io::Error::last_os_error().raw_os_error();
+        let error = error.unwrap_or(libc::EIO);
+        if error != libc::EINTR {
             let noted = catch_unwind(|| {
                 let path = path_of(file)?;
                 for (dir, known) in known().iter_mut() {
-                    known.has_failed |= path.starts_with(dir);
+                    if path.starts_with(dir) {
+                        known.failed.get_or_insert(error);
+                    }
                 }
                 io::Result::Ok(())
             });
             // Where it cannot be told whose it was, the caller knows at least.
             drop(noted);
             // SAFETY: it is this thread's own number, and always there.
-            unsafe { *libc::__errno_location() = error.raw_os_error().unwrap_or(libc::EIO) };
+            unsafe { *libc::__errno_location() = error };
         }
         synced
     }

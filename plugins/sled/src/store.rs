@@ -68,6 +68,9 @@ impl Store {
     /// Opens sled in `dir`, making it where there is none. What it found or made is durable then.
     pub(crate) fn open(dir: &Path, settings: Settings) -> Result<(Store, Files)> {
         remove_half_made(dir)?;
+        // Before sled syncs anything by itself.
+        fs::create_dir_all(dir)?;
+        let watched = Watched::new(dir)?;
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity(settings.cache_bytes)
@@ -83,7 +86,7 @@ impl Store {
             }
             tries += 1;
         };
-        let files = Files::new(dir)?;
+        let files = Files::new(dir, watched)?;
         // sled's default tree: the only one, because a batch is atomic in one tree alone.
         let tree = Tree::clone(&db);
         Ok((
@@ -305,10 +308,10 @@ impl Feed for StoreFeed {
 
 impl Files {
     /// The files of sled's in `dir`; what is there is made durable, and so are its names.
-    fn new(dir: &Path) -> Result<Self> {
+    fn new(dir: &Path, watched: Watched) -> Result<Self> {
         // First, so that nothing that sled writes from now on is overlooked.
         let files = Files {
-            dir: Watched::new(dir)?,
+            dir: watched,
             log: File::open(dir.join("db"))?,
         };
         for entry in fs::read_dir(dir)? {
@@ -319,6 +322,7 @@ impl Files {
         }
         sync_blobs(files.dir.path())?;
         File::open(dir)?.sync_all()?;
+        files.dir.check()?;
         Ok(files)
     }
 
