@@ -139,6 +139,8 @@ impl SledBackend {
             mark: mark.clone(),
             digest,
         })));
+        // It took nothing away, but a disk that fails is not passed over.
+        replaced.check()?;
         Ok(replaced)
     }
 

@@ -94,6 +94,11 @@ fn nothing_is_promised_behind_a_sync_that_failed_whoever_asked_for_it() {
     let later = backend.write(&[], &mark(2)).unwrap_err();
     assert_eq!(later.to_string(), failure.to_string());
     assert_eq!(unharmed.sync().unwrap(), mark(1));
+    // Nor is it passed over where the directory is replaced before the next sync.
+    assert!(sync_of_pipe(&other.path().join("gen-1/pipe")).is_err());
+    let entries = Model::at(2).entries.into_iter();
+    let replaced = unharmed.replace(&mut ModelFeed(entries), &mark(2));
+    assert_eq!(replaced.unwrap_err().to_string(), failure.to_string());
 }
 
 /// A sync that the system refuses: a pipe has no disk.
