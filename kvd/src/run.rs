@@ -17,7 +17,7 @@ use kvd::raft::log::LogStore;
 use kvd::raft::transport::{Auth, NoAuth, Secret};
 use kvd::server::{self, Server, ServerSettings};
 use kvd::storage::Calls;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{Failed, plugin};
 
@@ -138,11 +138,13 @@ async fn serve(
         ..ServerSettings::default()
     };
     let server = Server::new(node.clone(), settings, doors);
+    // Whoever has had a reply may stop the node.
+    let signals = Signals::new()?;
     for listener in clients {
         kvd::doors::spawn(server::serve(server.clone(), listener));
     }
     tracing::info!("Ready to accept connections");
-    until_told(&node).await?;
+    until_told(&node, signals).await?;
     // Leadership goes first, while peers are still heard, so that what is in flight and what comes
     // in the meantime finds its new leader.
     kvd::crash_point!("stop_begun");
@@ -164,13 +166,35 @@ async fn serve(
     Ok(())
 }
 
+/// The signals that a node hears from when this is made. Before, they end the process at once, or do
+/// nothing where whoever started it ignores them, as a shell does for what runs in the background.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failed> {
+        let heard = |kind| {
+            signal(kind).map_err(|error| Failed::new(exit::PANIC, format!("signals: {error}")))
+        };
+        Ok(Signals {
+            terminate: heard(SignalKind::terminate())?,
+            interrupt: heard(SignalKind::interrupt())?,
+            hangup: heard(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Waits for a signal or for SHUTDOWN. A second signal ends the process at once.
-async fn until_told(node: &Node) -> Result<(), Failed> {
-    let failed = |error: io::Error| Failed::new(exit::PANIC, format!("signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    // A terminal that goes away is no reason to stop.
-    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
+async fn until_told(node: &Node, signals: Signals) -> Result<(), Failed> {
+    let Signals {
+        mut terminate,
+        mut interrupt,
+        // A terminal that goes away is no reason to stop.
+        mut hangup,
+    } = signals;
     let mut stopping = node.stopping();
     loop {
         tokio::select! {

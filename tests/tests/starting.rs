@@ -151,3 +151,29 @@ fn a_plugin_says_what_it_offers() {
         assert!(text.contains("capabilities"), "{text}");
     }
 }
+
+/// A shell ignores SIGINT for what it runs in the background, so who is not ready for one loses it.
+#[test]
+fn a_node_that_has_answered_once_hears_that_it_shall_stop() {
+    let _alone = alone();
+    let temp = tempfile::tempdir().unwrap();
+    let addr = format!("127.0.0.1:{}", free_port());
+    let raft_addr = format!("127.0.0.1:{}", free_port());
+    let mut node = std::process::Command::new("sh")
+        .args(["-c", "trap '' INT; exec \"$0\" \"$@\""])
+        .arg(built().join("kvd"))
+        .args(["--addr", &addr, "--raft-addr", &raft_addr, "--backend"])
+        .arg(built().join("libkvd_memory.so"))
+        .arg(temp.path().join("node0"))
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    kvd_tests::until("a node answers", || {
+        kvd_tests::Client::connect(&addr)
+            .and_then(|mut client| client.try_call(&["PING"]))
+            .is_ok()
+    });
+    let pid = rustix::process::Pid::from_child(&node);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    kvd_tests::until("it stops", || node.try_wait().unwrap().is_some());
+}
