@@ -4,7 +4,9 @@ use std::path::Path;
 
 use kvd::exit;
 use kvd::resp::Reply;
-use kvd_tests::{Node, alone, built, cluster, free_port, kvd, level_digests, refused};
+use kvd_tests::{
+    Client, Node, alone, built, cluster, free_port, kvd, level_digests, refused, until,
+};
 
 /// Flags with addresses that nobody uses.
 fn elsewhere() -> [String; 2] {
@@ -168,12 +170,12 @@ fn a_node_that_has_answered_once_hears_that_it_shall_stop() {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    kvd_tests::until("a node answers", || {
-        kvd_tests::Client::connect(&addr)
+    until("a node answers", || {
+        Client::connect(&addr)
             .and_then(|mut client| client.try_call(&["PING"]))
             .is_ok()
     });
     let pid = rustix::process::Pid::from_child(&node);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    kvd_tests::until("it stops", || node.try_wait().unwrap().is_some());
+    until("it stops", || node.try_wait().unwrap().is_some());
 }
