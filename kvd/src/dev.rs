@@ -10,10 +10,10 @@ use std::time::Duration;
 use kvd::config::DevFlags;
 use kvd::exit;
 use kvd::resp::Reply;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::Failed;
 use crate::client::Client;
+use crate::signals::StopSignals;
 
 /// How long a node may take to answer for the first time.
 const START_TIME: Duration = Duration::from_secs(30);
@@ -60,6 +60,7 @@ async fn serve(flags: &DevFlags) -> Result<(), Failed> {
         stop(&mut children);
         return Err(failed);
     }
+    let mut stop_signals = StopSignals::new()?;
     let ports: Vec<String> = nodes.iter().map(|node| node.port.to_string()).collect();
     tell!(
         "dev   | a cluster of {} serves on ports {}",
@@ -67,14 +68,10 @@ async fn serve(flags: &DevFlags) -> Result<(), Failed> {
         ports.join(", ")
     );
     tell!("dev   | Ctrl-C stops it; a node that is killed can be started again by hand");
-    let failed = |error: std::io::Error| Failed::new(exit::PANIC, format!("signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut look = tokio::time::interval(Duration::from_millis(500));
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = stop_signals.recv() => break,
             _ = look.tick() => {
                 children.retain(|name, child| match child.try_wait() {
                     Ok(Some(status)) => {

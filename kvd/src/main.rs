@@ -7,6 +7,7 @@ mod maintenance;
 mod output;
 mod plugin;
 mod run;
+mod signals;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;

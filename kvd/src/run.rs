@@ -17,8 +17,9 @@ use kvd::raft::log::LogStore;
 use kvd::raft::transport::{Auth, NoAuth, Secret};
 use kvd::server::{self, Server, ServerSettings};
 use kvd::storage::Calls;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind};
 
+use crate::signals::{StopSignals, heard};
 use crate::{Failed, plugin};
 
 /// How long connections have to take their last answers when the node stops.
@@ -139,12 +140,12 @@ async fn serve(
     };
     let server = Server::new(node.clone(), settings, doors);
     // Whoever has had a reply may stop the node.
-    let signals = Signals::new()?;
+    let (stop, hangup) = (StopSignals::new()?, heard(SignalKind::hangup())?);
     for listener in clients {
         kvd::doors::spawn(server::serve(server.clone(), listener));
     }
     tracing::info!("Ready to accept connections");
-    until_told(&node, signals).await?;
+    until_told(&node, stop, hangup).await;
     // Leadership goes first, while peers are still heard, so that what is in flight and what comes
     // in the meantime finds its new leader.
     kvd::crash_point!("stop_begun");
@@ -166,40 +167,13 @@ async fn serve(
     Ok(())
 }
 
-/// The signals that a node hears from when this is made. Before, they end the process at once, or do
-/// nothing where whoever started it ignores them, as a shell does for what runs in the background.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Failed> {
-        let heard = |kind| {
-            signal(kind).map_err(|error| Failed::new(exit::PANIC, format!("signals: {error}")))
-        };
-        Ok(Signals {
-            terminate: heard(SignalKind::terminate())?,
-            interrupt: heard(SignalKind::interrupt())?,
-            hangup: heard(SignalKind::hangup())?,
-        })
-    }
-}
-
 /// Waits for a signal or for SHUTDOWN. A second signal ends the process at once.
-async fn until_told(node: &Node, signals: Signals) -> Result<(), Failed> {
-    let Signals {
-        mut terminate,
-        mut interrupt,
-        // A terminal that goes away is no reason to stop.
-        mut hangup,
-    } = signals;
+async fn until_told(node: &Node, mut stop: StopSignals, mut hangup: Signal) {
     let mut stopping = node.stopping();
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = stop.recv() => break,
+            // A terminal that goes away is no reason to stop.
             _ = hangup.recv() => {}
             _ = stopping.wait_for(|stop| *stop) => break,
         }
@@ -207,14 +181,10 @@ async fn until_told(node: &Node, signals: Signals) -> Result<(), Failed> {
     tracing::info!("stopping");
     node.shutdown();
     kvd::doors::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        stop.recv().await;
         eprintln!("kvd: stopped at once by a second signal");
         std::process::exit(exit::OK);
     });
-    Ok(())
 }
 
 /// Binds every address of `addr`; a name may have several, and one is enough.
