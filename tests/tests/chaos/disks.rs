@@ -74,12 +74,14 @@ impl Cluster<'_> {
 
     /// Its disk works, and has room.
     pub(super) fn mend_disk(&mut self, n: usize) {
-        if self.has_fired(n) && self.nodes[n].pid().is_some() {
-            let armed = self.states[n].armed.as_mut().expect("it has fired");
-            armed.has_failed = true;
+        // What is not there does not fail. One that was to fail once, and had not yet, never will.
+        let is_unfired = fs::remove_file(self.beside(n, "fails")).is_ok();
+        let runs = self.nodes[n].pid().is_some();
+        let armed = &mut self.states[n].armed;
+        match armed {
+            Some(armed) if armed.once && runs && !is_unfired => armed.has_failed = true,
+            _ => *armed = None,
         }
-        // What is not there does not fail.
-        drop(fs::remove_file(self.beside(n, "fails")));
         if let Some(filler) = self.states[n].filler.take() {
             fs::remove_file(filler).unwrap();
         }
