@@ -8,9 +8,9 @@
 //! middle, even of what had been synced.
 //!
 //! `build.rs` has the linker send three calls of this library here. Before sled's log is written, the
-//! files of large values are synced; `sync_file_range` is an `fdatasync`; and of an `fsync` that
-//! failed it is noted that it did, because sled shortens its log behind everybody's back and keeps to
-//! itself what became of the sync behind that. Elsewhere sled calls `fsync` by itself, and large values
+//! files of large values are synced; `sync_file_range` is an `fdatasync`; and of each of them, and of
+//! `fsync`, it is noted when it fails, because sled shortens its log behind everybody's back and keeps
+//! to itself what became of the sync behind that, and may wait for ever for a write that failed. Elsewhere sled calls `fsync` by itself, and large values
 //! are as it leaves them until the plugin's own sync.
 
 use std::collections::HashMap;
@@ -18,7 +18,10 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 /// The files of large values that were synced, and how long they were: one that is longer now was
 /// still being written.
@@ -39,6 +42,9 @@ static KNOWN: LazyLock<Mutex<HashMap<PathBuf, Known>>> = LazyLock::new(Mutex::de
 fn known() -> MutexGuard<'static, HashMap<PathBuf, Known>> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// How often who waits for sled looks whether that is in vain.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// How often sled's logs were synced for it.
 #[cfg(all(test, wrapped))]
@@ -77,6 +83,32 @@ impl Watched {
         let error = io::Error::from_raw_os_error(error);
         let told = format!("an earlier sync failed: {error}");
         Err(io::Error::new(error.kind(), told))
+    }
+
+    /// Does `work` in a thread of its own, and leaves it to itself where a sync has failed meanwhile: sled
+    /// may wait for ever then, because it loses the news.
+    pub(crate) fn unless_failed<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let (done, wait) = mpsc::channel();
+        let run = move || drop(done.send(work()));
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it has to outlive who waits for it, and a plugin knows no doors"
+        )]
+        thread::Builder::new()
+            .name("kvd-sled-flush".to_owned())
+            .spawn(run)?;
+        loop {
+            match wait.recv_timeout(LOOK) {
+                Ok(result) => return Ok(result),
+                Err(RecvTimeoutError::Timeout) => self.check()?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(io::Error::other("sled's flush panicked"));
+                }
+            }
+        }
     }
 
     /// Where it is, by the name that the kernel has for it.
@@ -162,6 +194,26 @@ mod wrapped {
         catch_unwind(|| path_of(file).is_ok_and(|path| is_replaced(&path))).unwrap_or(false)
     }
 
+    /// Notes what a call for this file failed with, and leaves it as the thread's error.
+    fn fail(file: c_int, error: &io::Error) {
+        let number = error.raw_os_error().unwrap_or(libc::EIO);
+        if number != libc::EINTR {
+            let noted = catch_unwind(|| {
+                let path = path_of(file)?;
+                for (dir, known) in known().iter_mut() {
+                    if path.starts_with(dir) {
+                        known.failed.get_or_insert(number);
+                    }
+                }
+                io::Result::Ok(())
+            });
+            // Where it cannot be told whose it was, the caller knows at least.
+            drop(noted);
+        }
+        // SAFETY: it is this thread's own number, and always there.
+        unsafe { *libc::__errno_location() = number };
+    }
+
     unsafe extern "C" {
         fn __real_fsync(file: c_int) -> c_int;
         fn __real_pwrite64(file: c_int, bytes: *const c_void, len: usize, at: i64) -> isize;
@@ -180,17 +232,20 @@ mod wrapped {
         at: i64,
     ) -> isize {
         let synced = catch_unwind(|| {
-            let log = path_of(log)?;
-            log.parent().map_or(Ok(()), sync_blobs)
+            let path = path_of(log)?;
+            path.parent().map_or(Ok(()), sync_blobs)
         });
         let synced = synced.unwrap_or_else(|_| Err(io::Error::from_raw_os_error(libc::EIO)));
         if let Err(error) = synced {
-            // SAFETY: it is this thread's own number, and always there.
-            unsafe { *libc::__errno_location() = error.raw_os_error().unwrap_or(libc::EIO) };
+            fail(log, &error);
             return -1;
         }
         // SAFETY: as the caller promises.
-        unsafe { __real_pwrite64(log, bytes, len, at) }
+        let written = unsafe { __real_pwrite64(log, bytes, len, at) };
+        if written < 0 {
+            fail(log, &io::Error::last_os_error());
+        }
+        written
     }
 
     /// What is called for `fsync`.
@@ -208,23 +263,7 @@ mod wrapped {
         if synced == 0 {
             return 0;
         }
-        let error = io::Error::last_os_error().raw_os_error();
-        let error = error.unwrap_or(libc::EIO);
-        if error != libc::EINTR {
-            let noted = catch_unwind(|| {
-                let path = path_of(file)?;
-                for (dir, known) in known().iter_mut() {
-                    if path.starts_with(dir) {
-                        known.failed.get_or_insert(error);
-                    }
-                }
-                io::Result::Ok(())
-            });
-            // Where it cannot be told whose it was, the caller knows at least.
-            drop(noted);
-            // SAFETY: it is this thread's own number, and always there.
-            unsafe { *libc::__errno_location() = error };
-        }
+        fail(file, &io::Error::last_os_error());
         synced
     }
 
@@ -237,6 +276,10 @@ mod wrapped {
             return 0;
         }
         // SAFETY: a number is passed, and a wrong one is an error.
-        unsafe { libc::fdatasync(log) }
+        let synced = unsafe { libc::fdatasync(log) };
+        if synced != 0 {
+            fail(log, &io::Error::last_os_error());
+        }
+        synced
     }
 }

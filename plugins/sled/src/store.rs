@@ -270,7 +270,14 @@ impl Store {
 
     /// Makes all earlier writes durable.
     pub(crate) fn sync(&self, files: &Files) -> Result<()> {
-        self.db.flush().map_err(from_sled)?;
+        let db = self.db.clone();
+        let flush = move || {
+            let flushed = db.flush();
+            // Whoever hears of it may remove the directory.
+            drop(db);
+            flushed
+        };
+        files.dir.unless_failed(flush)?.map_err(from_sled)?;
         files.sync()
     }
 

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(wrapped)]
+use std::sync::mpsc;
 use std::thread;
 
 use kvd_plugin_api::testkit::crash;
@@ -13,7 +15,7 @@ use sled::Mode;
 
 use crate::SledBackend;
 #[cfg(wrapped)]
-use crate::flush::LOG_SYNCS;
+use crate::flush::{LOG_SYNCS, Watched};
 use crate::store::{Settings, Store};
 
 const SETTINGS: Settings = Settings {
@@ -99,6 +101,19 @@ fn nothing_is_promised_behind_a_sync_that_failed_whoever_asked_for_it() {
     let entries = Model::at(2).entries.into_iter();
     let replaced = unharmed.replace(&mut ModelFeed(entries), &mark(2));
     assert_eq!(replaced.unwrap_err().to_string(), failure.to_string());
+}
+
+#[cfg(wrapped)]
+#[test]
+fn nobody_waits_for_ever_behind_a_sync_that_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let watched = Watched::new(dir.path()).unwrap();
+    assert_eq!(watched.unless_failed(|| 1).unwrap(), 1);
+    let (never, news) = mpsc::channel::<()>();
+    assert!(sync_of_pipe(&dir.path().join("pipe")).is_err());
+    let told = watched.unless_failed(move || news.recv()).unwrap_err();
+    assert!(told.to_string().contains("an earlier sync failed"));
+    drop(never);
 }
 
 /// A sync that the system refuses: a pipe has no disk.
