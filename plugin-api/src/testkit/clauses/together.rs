@@ -1,6 +1,7 @@
 //! Readers beside a writer.
 
 use std::panic::resume_unwind;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -14,6 +15,13 @@ use super::some;
 
 /// How many keys the writes have that readers must see all or none of.
 const GROUP: u64 = 8;
+
+/// How many threads read beside the one that writes.
+const READERS: usize = 2;
+
+/// How many times over the writer goes on where no read has met any of its writes yet: a machine
+/// with other work may let readers wait for longer than a quick engine needs for all of them.
+const PATIENCE: u64 = 1000;
 
 /// How the writer puts its groups in force.
 #[derive(Clone, Copy)]
@@ -49,53 +57,64 @@ pub(super) fn readers_never_see_half_a_replacement(kit: &Kit<'_>) -> Verdict<Tri
 
 fn readers_see_whole_groups(kit: &Kit<'_>, way: Way, until: Until) -> Verdict<Tried> {
     let subject = kit.open()?;
-    let traffic = Traffic::default();
-    thread::scope(|scope| {
-        let readers: Vec<_> = (0..2)
-            .map(|_| scope.spawn(|| read_groups(kit, &subject, &traffic)))
-            .collect();
-        let written = write_groups(&subject, &traffic, way, until);
-        for reader in readers {
-            reader.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-        }
-        written?;
-        Ok(traffic.tried())
-    })
+    beside_readers(
+        |traffic| read_groups(kit, &subject, traffic),
+        |traffic| write_groups(&subject, traffic, way, until),
+    )
 }
 
 pub(super) fn readers_go_on_beside_sync_and_compact(kit: &Kit<'_>) -> Verdict<Tried> {
     let expected = some(kit.effort.entries / 10);
     let subject = kit.open_with(&expected)?;
+    let read = |traffic: &Traffic| -> Verdict {
+        while !traffic.is_over() {
+            compare("a read beside sync and compact", &subject, &expected)?;
+            traffic.meetings.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    };
+    let work = |traffic: &Traffic| -> Verdict {
+        for index in 2..50 * PATIENCE {
+            if traffic.is_over() || index >= 5 && traffic.has_met() {
+                break;
+            }
+            subject.write(&[], &mark(index))?;
+            subject.sync()?;
+            // Whether it works is another clause's matter.
+            drop(subject.backend.compact());
+            traffic.let_others_run();
+        }
+        Ok(())
+    };
+    beside_readers(read, work)
+}
+
+/// Runs `write` beside several `read`, all of which end as soon as one of them does.
+fn beside_readers(
+    read: impl Fn(&Traffic) -> Verdict + Sync,
+    write: impl FnOnce(&Traffic) -> Verdict,
+) -> Verdict<Tried> {
     let traffic = Traffic::default();
+    let begin = Barrier::new(READERS + 1);
     thread::scope(|scope| {
-        let readers: Vec<_> = (0..2)
+        let readers: Vec<_> = (0..READERS)
             .map(|_| {
-                scope.spawn(|| -> Verdict {
+                scope.spawn(|| {
                     let _end = EndOnDrop(&traffic);
-                    while !traffic.is_over.load(Ordering::SeqCst) {
-                        compare("a read beside sync and compact", &subject, &expected)?;
-                        traffic.meetings.fetch_add(1, Ordering::SeqCst);
-                    }
-                    Ok(())
+                    begin.wait();
+                    read(&traffic)
                 })
             })
             .collect();
-        // Readers may be slow to begin.
-        let is_enough = |index: &u64| *index < 5 || traffic.meetings.load(Ordering::SeqCst) == 0;
-        let worked = (2..50)
-            .take_while(is_enough)
-            .try_for_each(|index| -> Verdict {
-                subject.write(&[], &mark(index))?;
-                subject.sync()?;
-                // Whether it works is another clause's matter.
-                drop(subject.backend.compact());
-                Ok(())
-            });
-        traffic.is_over.store(true, Ordering::SeqCst);
+        begin.wait();
+        let written = {
+            let _end = EndOnDrop(&traffic);
+            write(&traffic)
+        };
         for reader in readers {
             reader.join().unwrap_or_else(|panic| resume_unwind(panic))?;
         }
-        worked?;
+        written?;
         Ok(traffic.tried())
     })
 }
@@ -110,10 +129,25 @@ struct Traffic {
 }
 
 impl Traffic {
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::SeqCst)
+    }
+
+    fn has_met(&self) -> bool {
+        self.meetings.load(Ordering::SeqCst) > 0
+    }
+
+    /// For a writer that no read has met yet.
+    fn let_others_run(&self) {
+        if !self.has_met() {
+            thread::yield_now();
+        }
+    }
+
     fn tried(&self) -> Tried {
-        match self.meetings.load(Ordering::SeqCst) {
-            0 => Tried::Nothing("no read came while the engine was at work; try it again"),
-            _ => Tried::All,
+        match self.has_met() {
+            true => Tried::All,
+            false => Tried::Nothing("no read came while the engine was at work; try it again"),
         }
     }
 }
@@ -129,11 +163,11 @@ impl Drop for EndOnDrop<'_> {
 
 /// Each batch sets all keys of the group to its own number; every third removes them.
 fn write_groups(subject: &Subject, traffic: &Traffic, way: Way, until: Until) -> Verdict {
-    let _end = EndOnDrop(traffic);
     let keys: Vec<_> = (0..GROUP).map(|at| [b'g', at as u8]).collect();
-    for index in 1..=until.writes_max {
-        let is_enough = traffic.meetings.load(Ordering::SeqCst) >= until.meetings;
-        if is_enough || traffic.is_over.load(Ordering::SeqCst) {
+    for index in 1..=until.writes_max * PATIENCE {
+        let is_enough = traffic.meetings.load(Ordering::SeqCst) >= until.meetings
+            || index > until.writes_max && traffic.has_met();
+        if is_enough || traffic.is_over() {
             break;
         }
         let value = index.to_be_bytes();
@@ -150,12 +184,12 @@ fn write_groups(subject: &Subject, traffic: &Traffic, way: Way, until: Until) ->
             Way::Replace => subject.replace(&puts().collect(), &mark(index))?,
         }
         traffic.writes.fetch_add(1, Ordering::SeqCst);
+        traffic.let_others_run();
     }
     Ok(())
 }
 
 fn read_groups(kit: &Kit<'_>, subject: &Subject, traffic: &Traffic) -> Verdict {
-    let _end = EndOnDrop(traffic);
     let mut last_met = 0;
     loop {
         let before = traffic.writes.load(Ordering::SeqCst);
@@ -166,7 +200,7 @@ fn read_groups(kit: &Kit<'_>, subject: &Subject, traffic: &Traffic) -> Verdict {
             traffic.meetings.fetch_add(1, Ordering::SeqCst);
             last_met = after;
         }
-        if traffic.is_over.load(Ordering::SeqCst) {
+        if traffic.is_over() {
             return Ok(());
         }
     }
