@@ -233,8 +233,12 @@ pub(super) fn client_reply(args: &[&[u8]]) -> Answer {
     Ok(Effect::ReplyMode(mode))
 }
 
-pub(super) fn client_tracking(_: &[&[u8]]) -> Answer {
-    error("ERR kvd does not support client-side caching")
+/// What is never on can be turned off.
+pub(super) fn client_tracking(args: &[&[u8]]) -> Answer {
+    match yes_or_no(args[2], "ON", "OFF")? {
+        true => error("ERR kvd does not support client-side caching"),
+        false => ok(Reply::Ok),
+    }
 }
 
 pub(super) fn client_caching(_: &[&[u8]]) -> Answer {

@@ -997,7 +997,7 @@ const CLIENT: &[Spec] = &[
             Group::Connection,
             "6.0.0",
             "ON | OFF",
-            "Refused: there is no client-side caching",
+            "ON is refused: there is no client-side caching",
         ),
     Spec::session("client|caching", 3, session::client_caching)
         .flags(ALWAYS.with(NOSCRIPT))
