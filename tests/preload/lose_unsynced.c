@@ -3,11 +3,13 @@
  *
  *   KVD_POWER_DIR   the directory that is watched
  *   KVD_POWER_NOTES a file that gets one line for each event:
- *                     S LENGTH PATH   the file was synced when it had this length
+ *                     S LENGTH USED PATH
+ *                                     the file was synced when it had this length, and nothing but
+ *                                     zeros behind the first USED bytes
  *                     N PATH          this name was there when its directory was synced
  *   KVD_POWER_LIE   if set, a sync reports success, is not carried out and is not noted
  *
- * Lengths and names are read before the sync begins: what comes while it runs may not be covered.
+ * Lengths, ends and names are read before the sync begins: what comes while it runs may not be covered.
  * A line is written, by one append, before the caller learns that its sync has ended, so no
  * acknowledgement can be older than its note. The notes live in the page cache, which survives
  * SIGKILL; nothing here needs the real disk to lose anything.
@@ -55,6 +57,24 @@ static char *names(const char *path)
     return text;
 }
 
+/* Up to where there is anything but zeros; the length, where that cannot be read. */
+static long long used(int fd, long long length)
+{
+    static __thread char bytes[1 << 16];
+    while (length > 0) {
+        size_t part = length < (long long)sizeof bytes ? (size_t)length : sizeof bytes;
+        if (pread(fd, bytes, part, length - (long long)part) != (ssize_t)part)
+            return length;
+        while (part > 0 && bytes[part - 1] == 0) {
+            part--;
+            length--;
+        }
+        if (part > 0)
+            break;
+    }
+    return length;
+}
+
 static int synced(int fd, const char *name)
 {
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
@@ -67,7 +87,8 @@ static int synced(int fd, const char *name)
         return 0;
     if (S_ISDIR(before.st_mode))
         line = names(path);
-    else if (asprintf(&line, "S %lld %s\n", (long long)before.st_size, path) < 0)
+    else if (asprintf(&line, "S %lld %lld %s\n", (long long)before.st_size,
+                      used(fd, before.st_size), path) < 0)
         abort();
     result = real(fd);
     if (result == 0)

@@ -1,7 +1,7 @@
 //! Backups, recovery and repair: what an operator does beside running nodes.
 
 use std::fs;
-use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -214,9 +214,11 @@ fn damage_of_a_log_is_told_from_an_unfinished_write_and_repaired_as_far_as_one_s
         .unwrap();
     let inspected = done(&["log", "inspect", text(&dir)]);
     assert!(inspected.contains(": SET\n"), "{inspected}");
+    let mut end = 0;
     for line in done(&["log", "inspect", "--json", text(&dir)]).lines() {
         let record: serde_json::Value = serde_json::from_str(line).unwrap();
         assert!(record["kind"].is_string(), "{line}");
+        end = record["offset"].as_u64().unwrap() + record["bytes"].as_u64().unwrap();
     }
     for args in [
         &["log", "inspect", text(&dir)][..],
@@ -234,16 +236,18 @@ fn damage_of_a_log_is_told_from_an_unfinished_write_and_repaired_as_far_as_one_s
     // The beginning of a record that was never finished.
     let chunk = newest_chunk(&node);
     let before = fs::read(&chunk).unwrap();
-    let mut file = fs::OpenOptions::new().append(true).open(&chunk).unwrap();
-    file.write_all(&[0, 0, 0, 1, 7, 7, 7]).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&chunk).unwrap();
+    file.write_all_at(&[0, 0, 0, 1, 7, 7, 7], end).unwrap();
     refused(&verify, exit::TORN, "an unfinished record of 7 bytes");
     let said = done(&["log", "repair", "--drop-tail", text(&dir)]);
     assert!(said.starts_with("7 bytes were dropped"), "{said}");
-    assert_eq!(fs::read(&chunk).unwrap(), before);
+    let (records, zeros) = before.split_at(end as usize);
+    assert!(zeros.iter().all(|byte| *byte == 0));
+    assert_eq!(fs::read(&chunk).unwrap(), records);
     assert_eq!(done(&verify), whole);
 
     // Something that was durable.
-    let mut damaged = before.clone();
+    let mut damaged = records.to_vec();
     let middle = damaged.len() * 3 / 4;
     damaged[middle] ^= 0x40;
     fs::write(&chunk, &damaged).unwrap();

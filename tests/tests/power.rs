@@ -1,22 +1,27 @@
 //! Losses of power: a node is killed, and its files are cut back to what it had synced.
 //!
 //! A preloaded library notes each completed sync (see `preload/lose_unsynced.c`). What is simulated
-//! exactly are the files of the log, the node's identity and the snapshots, which are appended to
-//! or replaced as a whole: each file keeps the length of its last completed sync, a file that was
-//! never synced is removed, and so is a file or folder that is new since the last sync of the one
-//! above it. What is not simulated: removals and renames are not undone, and bytes below the synced
-//! length are what was last written there. The engine's own files are overwritten in place, so
-//! lengths say nothing of them: they stay as the kill left them. The volatile engine has none, so
-//! there the log and the snapshots alone bring the data back.
+//! exactly are the files of the log, the node's identity and the snapshots, which are appended to,
+//! written over zeros, or replaced as a whole: each file keeps the length of its last completed
+//! sync; of what was written over zeros since then sectors are lost by chance; a file that was never
+//! synced is removed, and so is a file or folder that is new since the last sync of the one above
+//! it. What is not simulated: removals and renames are not undone, and bytes before those zeros are
+//! what was last written there. The engine's own files are overwritten in place, so lengths say
+//! nothing of them: they stay as the kill left them. The volatile engine has none, so there the log
+//! and the snapshots alone bring the data back.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use kvd::resp::Reply;
 use kvd_tests::{Client, Node, alone, until};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 
 use crate::preload::preload;
 
@@ -25,10 +30,27 @@ const WRITERS: u64 = 4;
 /// What the notes say is on the disk.
 #[derive(Default)]
 pub(crate) struct Disk {
-    /// The length at the last completed sync.
-    synced: HashMap<PathBuf, u64>,
+    /// What was there at the last completed sync.
+    synced: HashMap<PathBuf, Synced>,
     /// Files whose names were there when their directory was synced.
     named: HashSet<PathBuf>,
+}
+
+#[derive(Clone, Copy)]
+struct Synced {
+    length: usize,
+    /// Behind this there were zeros only.
+    used: usize,
+}
+
+impl Synced {
+    fn of(bytes: &[u8]) -> Self {
+        let last = bytes.iter().rposition(|byte| *byte != 0);
+        Synced {
+            length: bytes.len(),
+            used: last.map_or(0, |last| last + 1),
+        }
+    }
 }
 
 impl Disk {
@@ -39,8 +61,15 @@ impl Disk {
             let (kind, rest) = line.split_once(' ').expect("a note has a kind");
             match kind {
                 "S" => {
-                    let (bytes, path) = rest.split_once(' ').expect("a note has a length");
-                    disk.synced.insert(path.into(), bytes.parse().unwrap());
+                    let mut parts = rest.splitn(3, ' ');
+                    let mut number = || parts.next()?.parse().ok();
+                    let (length, used) = (number(), number());
+                    let synced = length
+                        .zip(used)
+                        .map(|(length, used)| Synced { length, used });
+                    let path = parts.next().expect("a note has a path");
+                    disk.synced
+                        .insert(path.into(), synced.expect("a note has numbers"));
                 }
                 "N" => {
                     disk.named.insert(rest.into());
@@ -61,8 +90,8 @@ impl Disk {
                 if path.is_dir() {
                     dirs.push(path);
                 } else if !replaced_as_a_whole(&path) {
-                    let bytes = fs::metadata(&path).unwrap().len();
-                    lines += &format!("S {bytes} {}\n", path.display());
+                    let Synced { length, used } = Synced::of(&fs::read(&path).unwrap());
+                    lines += &format!("S {length} {used} {}\n", path.display());
                 }
             }
         }
@@ -85,25 +114,49 @@ impl Disk {
                 lost += self.lose(&path, engine);
                 continue;
             }
-            let bytes = fs::metadata(&path).unwrap().len();
+            let now = Synced::of(&fs::read(&path).unwrap());
             let keep = match self.synced.get(&path) {
                 _ if !self.named.contains(&path) => None,
                 // Under this name nothing was synced: it was complete before it was renamed.
-                None if replaced_as_a_whole(&path) => Some(bytes),
+                None if replaced_as_a_whole(&path) => continue,
                 synced => synced.copied(),
             };
-            match keep {
-                None => fs::remove_file(&path).unwrap(),
-                Some(keep) => File::options()
-                    .write(true)
-                    .open(&path)
-                    .and_then(|file| file.set_len(keep.min(bytes)))
-                    .unwrap(),
+            let Some(keep) = keep else {
+                fs::remove_file(&path).unwrap();
+                lost += now.length as u64;
+                continue;
+            };
+            lost += now.used.saturating_sub(keep.used) as u64;
+            // In place: the disk may be full.
+            let file = File::options().write(true).open(&path).unwrap();
+            if keep.length < now.length {
+                file.set_len(keep.length as u64).unwrap();
             }
-            lost += bytes - keep.unwrap_or(0).min(bytes);
+            for part in lost_parts(keep.used..now.used.min(keep.length)) {
+                file.write_all_at(&vec![0; part.len()], part.start as u64)
+                    .unwrap();
+            }
         }
         lost
     }
+}
+
+/// What is lost of bytes that were written over zeros and not synced: of a short flush any sector,
+/// of a longer one all, for the log does not write such a one over zeros.
+fn lost_parts(unsynced: Range<usize>) -> Vec<Range<usize>> {
+    if unsynced.len() > 16 << 10 {
+        return vec![unsynced];
+    }
+    let mut random = StdRng::seed_from_u64(unsynced.end as u64);
+    let (mut from, mut parts) = (unsynced.start, Vec::new());
+    while from < unsynced.end {
+        let to = unsynced.end.min((from / 512 + 1) * 512);
+        if random.next_u64().is_multiple_of(2) {
+            parts.push(from..to);
+        }
+        from = to;
+    }
+    parts
 }
 
 /// Written under another name, synced, and renamed.

@@ -1,7 +1,7 @@
 //! What goes wrong with a member's disk: errors, no room, losses of power, damage.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -170,9 +170,16 @@ impl Cluster<'_> {
         // A record like any other, of which not everything came.
         let record = &records[random.next_u64() as usize % records.len()];
         let part = 1 + random.next_u64() % (record.bytes - 1);
-        let part = record.offset as usize..(record.offset + part) as usize;
-        let mut file = File::options().append(true).open(last).unwrap();
-        file.write_all(&bytes[part]).unwrap();
+        let begin = record.offset as usize;
+        let (part, rest) = bytes[begin..begin + record.bytes as usize].split_at(part as usize);
+        if rest.iter().all(|byte| *byte == 0) {
+            return false;
+        }
+        let end = records.last().map_or(0, |last| last.offset + last.bytes);
+        // What is done to the log here needs room, as what a member does would.
+        self.mend_disk(n);
+        let file = File::options().write(true).open(last).unwrap();
+        file.write_all_at(part, end).unwrap();
         file.sync_all().unwrap();
         self.happened("torn tails made");
         self.answer_after_start(n);
@@ -194,6 +201,7 @@ impl Cluster<'_> {
             return false;
         }
         self.kill(n);
+        self.mend_disk(n);
         let chunks = self.chunks(n);
         let hurt = match how {
             Damage::Flip => flip(&chunks, random),
@@ -204,7 +212,6 @@ impl Cluster<'_> {
             // It has too little of a log for this, and goes on.
             return false;
         };
-        self.mend_disk(n);
         self.states[n].armed = None;
         let dir = self.nodes[n].dir.to_str().unwrap().to_owned();
         let verified = kvd_tests::kvd(&["log", "verify", &dir]).status.code();
@@ -236,10 +243,12 @@ fn flip(chunks: &[PathBuf], random: &mut StdRng) -> Option<String> {
     let length = |path: &&PathBuf| fs::metadata(path).unwrap().len();
     let file = chunks.iter().max_by_key(length)?;
     let mut bytes = fs::read(file).unwrap();
-    if bytes.len() < 4096 {
+    // Zeros may follow its records.
+    let used = 1 + bytes.iter().rposition(|byte| *byte != 0)?;
+    if used < 4096 {
         return None;
     }
-    let at = random.next_u64() as usize % (bytes.len() / 2);
+    let at = random.next_u64() as usize % (used / 2);
     bytes[at] ^= 1 << (random.next_u64() % 8);
     fs::write(file, bytes).unwrap();
     Some(format!("a flip in byte {at} of {}", file.display()))

@@ -10,6 +10,7 @@ use codeq::{Decode as _, Encode as _};
 use raft_log::chunked_wal::Config;
 use raft_log::{ChunkId, RaftLogAction, RaftLogRecord, RaftWalTypes, WalTypes};
 
+use super::ahead::{FileEnd, end_of, without_zeros};
 use super::journal::JournalState;
 use super::record::{Body, Id, LogTypes, Nothing, StoredVote};
 use crate::data_dir::sync_dir;
@@ -95,7 +96,7 @@ impl Chunk {
         let path = dir.join(Config::chunk_file_name(ChunkId(start)));
         let file = OpenOptions::new()
             .read(true)
-            .append(true)
+            .write(true)
             .create_new(true)
             .open(&path)?;
         // Its name must be there before anything in it counts.
@@ -120,7 +121,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Reads one chunk; `false` when an unfinished record was cut off its end.
+    /// Reads one chunk; `false` when an unfinished flush was cut off its end.
     pub(super) fn chunk(
         &mut self,
         start: u64,
@@ -133,24 +134,30 @@ impl Reader {
                 "the file before {name} is missing or has another length"
             )));
         }
-        let file = OpenOptions::new().read(true).append(true).open(&path)?;
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
         let bytes = fs::read(&path)?;
         let (mut rest, mut whole) = (&bytes[..], true);
         self.expected = Some(start);
         while !rest.is_empty() {
             let offset = bytes.len() - rest.len();
-            let begins = rest;
             let at = |what: &dyn std::fmt::Display| {
                 damaged(format!("{what}, at offset {offset} of {}", path.display()))
             };
             let record = match Record::decode(&mut rest) {
                 Ok(record) => record,
                 Err(error) => {
-                    let unfinished = error.kind() == io::ErrorKind::UnexpectedEof
-                        || begins.iter().all(|byte| *byte == 0);
-                    if !newest || !unfinished {
-                        return Err(at(&error));
+                    let read = bytes.len() - rest.len();
+                    match end_of(&bytes, offset, read, &error) {
+                        FileEnd::Zeros if newest => break,
+                        FileEnd::Unfinished if newest => {}
+                        _ => return Err(at(&error)),
                     }
+                    tracing::warn!(
+                        file = %path.display(),
+                        bytes = without_zeros(&bytes[offset..]).len(),
+                        last = self.state.last.map_or(0, |id| id.index),
+                        "an unfinished write at the end of the log was cut off"
+                    );
                     file.set_len(offset as u64)?;
                     file.sync_all()?;
                     whole = false;
@@ -228,11 +235,13 @@ impl Reader {
 /// have come to the disk as a length without contents.
 pub(super) fn is_begun(path: &Path) -> io::Result<bool> {
     let bytes = fs::read(path)?;
-    match Record::decode(&bytes[..]) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(_) if bytes.iter().all(|byte| *byte == 0) => Ok(false),
-        Err(error) => Err(damaged(format!(
+    let mut rest = &bytes[..];
+    let Err(error) = Record::decode(&mut rest) else {
+        return Ok(true);
+    };
+    match end_of(&bytes, 0, bytes.len() - rest.len(), &error) {
+        FileEnd::Zeros | FileEnd::Unfinished => Ok(false),
+        FileEnd::Damaged => Err(damaged(format!(
             "{error}, at the beginning of {}",
             path.display()
         ))),

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
@@ -17,6 +17,7 @@ use codeq::{Decode as _, Encode as _};
 use raft_log::RaftWalTypes;
 use raft_log::chunked_wal::{ChunkedWal, Config, WalLock};
 
+use super::ahead::Ahead;
 use super::chunk::{
     Action, Cache, Chunk, Reader, Record, Slot, check_append, check_commit, check_truncate,
     check_vote, checkpoint_of, damaged, is_begun, purge, refused,
@@ -44,6 +45,8 @@ pub struct FileJournal {
     /// Chunks that take no more records, oldest first.
     closed: VecDeque<Chunk>,
     open: Chunk,
+    /// What stands in its file behind the records.
+    ahead: Ahead,
     /// Records at the end of the open chunk that its file does not have yet.
     pending: Vec<u8>,
     /// Files that go once what purged them is durable.
@@ -161,6 +164,7 @@ impl FileJournal {
                 (Chunk::create(dir, start)?, true)
             }
         };
+        let ahead = Ahead::new(open.file.metadata()?.len());
         let mut journal = FileJournal {
             dir: dir.to_owned(),
             state,
@@ -168,6 +172,7 @@ impl FileJournal {
             cache,
             closed,
             open,
+            ahead,
             pending: Vec::new(),
             removable: Vec::new(),
             disk: Arc::default(),
@@ -212,9 +217,12 @@ impl FileJournal {
         }
         // A chunk whose predecessor is not whole would be taken for damage.
         self.write()?;
+        self.ahead
+            .cut(&self.open.file, self.open.end - self.open.start)?;
         self.disk.sync(&self.open.file)?;
         let next = Chunk::create(&self.dir, self.open.end)?;
         let mut full = std::mem::replace(&mut self.open, next);
+        self.ahead.restart();
         full.last = self.state.last;
         self.closed.push_back(full);
         self.checkpoint()?;
@@ -228,10 +236,16 @@ impl FileJournal {
         if self.pending.is_empty() {
             return Ok(());
         }
-        (&*self.open.file).write_all(&self.pending)?;
+        let at = self.written() - self.open.start;
+        self.ahead.write(&self.open.file, &self.pending, at)?;
         self.pending.clear();
         self.pending.shrink_to(PENDING_BYTES_KEPT);
         Ok(())
+    }
+
+    /// Up to where the files have the log.
+    fn written(&self) -> u64 {
+        self.open.end - self.pending.len() as u64
     }
 
     fn sync_job(&mut self) -> SyncJob {
@@ -284,6 +298,14 @@ impl FileJournal {
     }
 }
 
+impl Drop for FileJournal {
+    fn drop(&mut self) {
+        let end = self.written() - self.open.start;
+        // Whoever reads the file finds its end either way.
+        drop(self.ahead.cut(&self.open.file, end));
+    }
+}
+
 impl Journal for FileJournal {
     fn append(&mut self, id: LogId, body: Body) -> io::Result<()> {
         check_append(&self.state, id).map_err(refused)?;
@@ -293,7 +315,7 @@ impl Journal for FileJournal {
             unreachable!("made above")
         };
         self.state.last = Some(id);
-        let written = self.open.end - self.pending.len() as u64;
+        let written = self.written();
         self.cache.push(
             &mut self.entries,
             Slot {

@@ -169,7 +169,10 @@ fn what_is_written_is_what_a_sync_in_place_makes_durable() {
     let job = journal.write_out(10_000).unwrap().expect("that is not");
     job().unwrap();
     let (_, file) = chunks(temp.path()).unwrap().pop().unwrap();
-    assert_eq!(fs::metadata(file).unwrap().len(), journal.bytes());
+    let written = fs::read(file).unwrap();
+    let (records, zeros) = written.split_at(journal.bytes() as usize);
+    assert!(records.windows(1000).any(|bytes| bytes == [1; 1000]));
+    assert!(zeros.iter().all(|byte| *byte == 0));
 }
 
 #[test]

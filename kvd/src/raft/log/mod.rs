@@ -9,6 +9,7 @@
 //! and the process is told to end. The operating system may already have dropped the pages that
 //! it failed to write, so a second sync would report success for data that is gone.
 
+mod ahead;
 mod chunk;
 mod copy;
 mod files;

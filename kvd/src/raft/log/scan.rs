@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use codeq::Decode as _;
 use raft_log::{RaftLogAction, RaftLogRecord, WALRecord};
 
+use super::ahead::{FileEnd, end_of, without_zeros};
 use super::journal::JournalState;
 use super::record::{Body, LogTypes};
 use crate::raft::codec::Payload;
@@ -52,14 +53,14 @@ pub enum Change {
 pub enum End {
     /// With a whole record.
     Whole,
-    /// With an unfinished record and nothing behind it: it was being written when the node died,
-    /// so nobody was promised anything of it.
+    /// With a flush of records that is there in part: it was being written when the node died, so
+    /// nobody was promised anything of it.
     Torn {
         /// The last file.
         file: PathBuf,
         /// Where the last whole record ends.
         offset: u64,
-        /// How many bytes follow.
+        /// How many bytes follow, without the zeros at the end.
         bytes: u64,
     },
     /// Something that was durable cannot be read any more.
@@ -78,7 +79,7 @@ pub enum End {
 pub struct Scan {
     /// The number of files.
     pub files: usize,
-    /// Their length together.
+    /// Their length together, without the zeros behind the last record.
     pub bytes: u64,
     /// The number of records that could be read, in order, before any damage.
     pub records: u64,
@@ -103,19 +104,20 @@ pub fn scan(dir: &Path, visit: &mut dyn FnMut(&Record)) -> io::Result<Scan> {
     let mut expected = None;
     for (n, (start, file)) in files.iter().enumerate() {
         let bytes = fs::read(file)?;
-        scan.bytes += bytes.len() as u64;
         let last = n + 1 == files.len();
         let mut unread = &bytes[..];
-        if scan.end == End::Whole {
-            if expected.is_some_and(|expected| expected != *start) {
-                scan.end = End::Damaged {
-                    file: file.clone(),
-                    offset: 0,
-                    reason: "the file before it is missing or has another length".to_owned(),
-                };
-            } else {
-                unread = scan.file(file, &bytes, last, visit);
-            }
+        let fits = expected.is_none_or(|expected| expected == *start);
+        if scan.end == End::Whole && fits {
+            unread = scan.file(file, &bytes, last, visit);
+        } else {
+            scan.bytes += bytes.len() as u64;
+        }
+        if scan.end == End::Whole && !fits {
+            scan.end = End::Damaged {
+                file: file.clone(),
+                offset: 0,
+                reason: "the file before it is missing or has another length".to_owned(),
+            };
         }
         scan.look_for_votes(unread);
         expected = Some(start + bytes.len() as u64);
@@ -160,6 +162,7 @@ impl Scan {
         last: bool,
         visit: &mut dyn FnMut(&Record),
     ) -> &'a [u8] {
+        self.bytes += bytes.len() as u64;
         let mut rest = bytes;
         let damaged = |offset: u64, reason: String| End::Damaged {
             file: file.to_owned(),
@@ -172,11 +175,18 @@ impl Scan {
             let change = match decode(&mut rest) {
                 Ok(change) => change,
                 Err(error) => {
-                    self.end = if last && !holds_a_record(&before[1..]) {
+                    let read = bytes.len() - rest.len();
+                    let end = end_of(bytes, offset as usize, read, &error);
+                    if last && end == FileEnd::Zeros {
+                        self.bytes -= before.len() as u64;
+                        return &[];
+                    }
+                    let torn = end == FileEnd::Unfinished || !holds_a_record(&before[1..]);
+                    self.end = if last && torn {
                         End::Torn {
                             file: file.to_owned(),
                             offset,
-                            bytes: before.len() as u64,
+                            bytes: without_zeros(before).len() as u64,
                         }
                     } else {
                         damaged(offset, error.to_string())
@@ -313,7 +323,7 @@ fn decode(rest: &mut &[u8]) -> io::Result<Change> {
 }
 
 /// Whether a whole record begins anywhere in `bytes`: then what stands before it is no torn tail.
-fn holds_a_record(bytes: &[u8]) -> bool {
+pub(super) fn holds_a_record(bytes: &[u8]) -> bool {
     next_record(bytes).is_some()
 }
 
@@ -337,9 +347,10 @@ pub fn fuzz_log(data: &[u8]) {
     });
     scan.look_for_votes(unread);
     match scan.end {
-        End::Whole => assert_eq!(read, data.len() as u64),
+        End::Whole => assert!(data[read as usize..].iter().all(|byte| *byte == 0)),
         End::Torn { offset, bytes, .. } => {
-            assert_eq!((offset, offset + bytes), (read, data.len() as u64));
+            let used = without_zeros(data).len() as u64;
+            assert_eq!((offset, offset + bytes), (read, used));
         }
         End::Damaged { offset, .. } => assert_eq!(offset, read),
     }
@@ -439,7 +450,7 @@ mod tests {
         fs::write(&files[2], &last[..last.len() - 1]).unwrap();
         assert!(matches!(end(&temp), End::Torn { .. }), "{:?}", end(&temp));
         fs::write(&files[2], [&last[..], &[0; 4096]].concat()).unwrap();
-        assert!(matches!(end(&temp), End::Torn { bytes: 4096, .. }));
+        assert_eq!(end(&temp), End::Whole, "a file is longer than its records");
         let mut flipped = last.clone();
         flipped[last.len() / 2] ^= 1;
         damaged(&files[2], &flipped);

@@ -136,19 +136,7 @@ impl LogStore {
         std::fs::create_dir_all(&chunks).map_err(io_error)?;
         // A synced record is worth nothing in a folder whose own name a loss of power takes away.
         sync_dir(dir).map_err(io_error)?;
-        let before = newest_chunk(&chunks);
         let journal = FileJournal::open(&chunks).map_err(|error| OpenError::of(dir, error))?;
-        if let Some((path, bytes)) = before
-            && let Ok(now) = std::fs::metadata(&path)
-            && now.len() < bytes
-        {
-            tracing::warn!(
-                file = %path.display(),
-                bytes = bytes - now.len(),
-                last = journal.state().last.map_or(0, |id| id.index),
-                "an unfinished write at the end of the log was cut off"
-            );
-        }
         Ok(Self::over(Box::new(journal), on_fatal))
     }
 
@@ -567,18 +555,6 @@ impl Inner {
 
 fn next_index(last: Option<LogId>) -> u64 {
     last.map_or(0, |id| id.index + 1)
-}
-
-fn newest_chunk(dir: &Path) -> Option<(std::path::PathBuf, u64)> {
-    let mut chunks: Vec<_> = std::fs::read_dir(dir)
-        .ok()?
-        .filter_map(|file| Some(file.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "wal"))
-        .collect();
-    chunks.sort();
-    let path = chunks.pop()?;
-    let bytes = std::fs::metadata(&path).ok()?.len();
-    Some((path, bytes))
 }
 
 impl RaftLogReader<TypeConfig> for LogStore {

@@ -60,10 +60,11 @@ async fn files(entries: u64) -> tempfile::TempDir {
 }
 
 fn damage(dir: &Path, change: impl FnOnce(&mut Vec<u8>)) {
-    let (chunk, _) = newest_chunk(&dir.join(CHUNKS)).expect("a log has a chunk");
-    let mut bytes = std::fs::read(&chunk).unwrap();
+    let chunks = super::super::scan::chunks(&dir.join(CHUNKS)).unwrap();
+    let (_, chunk) = chunks.last().expect("a log has a chunk");
+    let mut bytes = std::fs::read(chunk).unwrap();
     change(&mut bytes);
-    std::fs::write(&chunk, bytes).unwrap();
+    std::fs::write(chunk, bytes).unwrap();
 }
 
 /// Where the payload of an entry begins in a chunk.
@@ -164,10 +165,19 @@ async fn a_damaged_length_is_refused_and_not_taken_for_the_end() {
 
 #[tokio::test]
 async fn a_torn_end_is_cut_off() {
-    let dir = files(20).await;
-    damage(dir.path(), |bytes| bytes.truncate(bytes.len() - 500));
-    let mut log = open(dir.path()).unwrap();
-    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 19);
+    for longer in [false, true] {
+        let dir = files(20).await;
+        damage(dir.path(), |bytes| {
+            let last = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+            if longer {
+                bytes[last - 500..].fill(0);
+            } else {
+                bytes.truncate(last - 500);
+            }
+        });
+        let mut log = open(dir.path()).unwrap();
+        assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 19);
+    }
 }
 
 #[tokio::test]
