@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::mem;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -49,6 +51,8 @@ pub(crate) struct Store {
     db: Db,
     tree: Tree,
     dir: PathBuf,
+    /// sled could not write something.
+    has_failed: AtomicBool,
 }
 
 /// A batch of sled's, and the digest of all entries behind it.
@@ -94,6 +98,7 @@ impl Store {
                 db,
                 tree,
                 dir: dir.to_owned(),
+                has_failed: AtomicBool::new(false),
             },
             files,
         ))
@@ -206,8 +211,15 @@ impl Store {
 
     /// Applies what [`prepare`](Self::prepare) made; nothing may be written in between.
     pub(crate) fn apply(&self, changes: Changes) -> Result<Digest> {
-        self.tree.apply_batch(changes.changes).map_err(from_sled)?;
+        self.write(changes.changes)?;
         Ok(changes.digest)
+    }
+
+    fn write(&self, changes: Batch) -> Result<()> {
+        self.tree.apply_batch(changes).map_err(|error| {
+            self.has_failed.store(true, Ordering::Relaxed);
+            from_sled(error)
+        })
     }
 
     /// What each key that `batch` touches becomes. sled has no removal of a range: the keys that
@@ -258,7 +270,7 @@ impl Store {
                 changes.insert(MARK, mark.to_bytes());
                 changes.insert(DIGEST, &digest.with(mark));
             }
-            self.tree.apply_batch(changes).map_err(from_sled)?;
+            self.write(changes)?;
         }
         Ok(digest)
     }
@@ -277,8 +289,15 @@ impl Store {
             drop(db);
             flushed
         };
-        files.dir.unless_failed(flush)?.map_err(from_sled)?;
-        files.sync()
+        let flushed = files.dir.unless_failed(flush);
+        let synced = match flushed {
+            Ok(flushed) => flushed.map_err(from_sled).and_then(|_| files.sync()),
+            Err(error) => Err(error.into()),
+        };
+        if synced.is_err() {
+            self.has_failed.store(true, Ordering::Relaxed);
+        }
+        synced
     }
 
     /// The size of all files, in bytes.
@@ -295,6 +314,18 @@ impl Store {
     /// The directory.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if !*self.has_failed.get_mut() {
+            return;
+        }
+        // sled flushes when it is dropped, and waits for ever where it could not write a large value:
+        // room in its buffer was promised to that, and nobody takes it back. It holds a lock of all
+        // of sled's directories meanwhile. So it is left as it is: the process is about to end.
+        mem::forget((self.db.clone(), self.tree.clone()));
     }
 }
 

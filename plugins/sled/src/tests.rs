@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-#[cfg(wrapped)]
 use std::sync::mpsc;
 use std::thread;
 
@@ -114,6 +113,45 @@ fn nobody_waits_for_ever_behind_a_sync_that_failed() {
     let told = watched.unless_failed(move || news.recv()).unwrap_err();
     assert!(told.to_string().contains("an earlier sync failed"));
     drop(never);
+}
+
+/// What `work` comes to, if it comes to an end.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a thread that waits for ever cannot be waited for"
+)]
+fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (tell, hear) = mpsc::channel();
+    thread::spawn(move || tell.send(work()));
+    let patience = std::time::Duration::from_secs(60);
+    hear.recv_timeout(patience).expect("it comes to an end")
+}
+
+/// sled flushes when it is dropped, and does so in vain where it could not write a large value.
+#[test]
+fn nobody_waits_for_ever_behind_a_large_value_that_was_not_written() {
+    let large = || vec![7; 1 << 20];
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().to_owned();
+    let written = in_time(move || {
+        let backend = open(&place).unwrap();
+        fs::remove_dir_all(place.join("gen-1/blobs")).unwrap();
+        backend.write(&[Op::Put(b"k", &large())], &mark(1))
+    });
+    assert_eq!(written.unwrap_err().kind(), ErrorKind::Io);
+
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().to_owned();
+    let replaced = in_time(move || {
+        let backend = open(&place).unwrap();
+        let entry = || {
+            fs::remove_dir_all(place.join("gen-2/blobs")).unwrap();
+            Some((b"k".to_vec(), large()))
+        };
+        let feed = std::iter::from_fn(entry).take(1);
+        backend.replace(&mut ModelFeed(feed), &mark(1))
+    });
+    assert_eq!(replaced.unwrap_err().kind(), ErrorKind::Io);
 }
 
 /// A sync that the system refuses: a pipe has no disk.
