@@ -24,17 +24,35 @@ pub trait Io: AsyncRead + AsyncWrite + Send + Sync + Unpin {
     fn aside(&self) -> Option<Arc<dyn Aside>> {
         None
     }
+
+    /// Takes the connection off the runtime that it belongs to; what comes out puts it on the one
+    /// that calls it. Gives it back where that cannot be done.
+    fn detach(self: Box<Self>) -> Result<Detached, Stream>;
 }
 
-impl Io for tokio::net::TcpStream {}
+/// A connection on its way from one runtime to another.
+pub type Detached = Box<dyn FnOnce() -> io::Result<Stream> + Send>;
 
-impl Io for tokio::io::DuplexStream {}
+impl Io for tokio::net::TcpStream {
+    fn detach(self: Box<Self>) -> Result<Detached, Stream> {
+        Err(self)
+    }
+}
+
+impl Io for tokio::io::DuplexStream {
+    fn detach(self: Box<Self>) -> Result<Detached, Stream> {
+        Err(self)
+    }
+}
 
 impl<R, W> Io for tokio::io::Join<R, W>
 where
-    R: AsyncRead + Send + Sync + Unpin,
-    W: AsyncWrite + Send + Sync + Unpin,
+    R: AsyncRead + Send + Sync + Unpin + 'static,
+    W: AsyncWrite + Send + Sync + Unpin + 'static,
 {
+    fn detach(self: Box<Self>) -> Result<Detached, Stream> {
+        Err(self)
+    }
 }
 
 /// Writes beside the owner of a connection.
@@ -278,6 +296,17 @@ where
     match NODE.try_with(Clone::clone) {
         Ok(node) => node.spawn_on(&tokio::runtime::Handle::current(), future),
         Err(_) => tokio::spawn(future),
+    }
+}
+
+/// Spawns such a task on another runtime.
+pub fn spawn_on<F>(runtime: &tokio::runtime::Handle, future: F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    match NODE.try_with(Clone::clone) {
+        Ok(node) => drop(node.spawn_on(runtime, future)),
+        Err(_) => drop(runtime.spawn(future)),
     }
 }
 

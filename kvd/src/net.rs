@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::doors::{Aside, BoxFuture, Io, Listener, Net, Stream};
+use crate::doors::{Aside, BoxFuture, Detached, Io, Listener, Net, Stream};
 
 /// How long accepting rests after it failed for want of descriptors or memory.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
@@ -161,6 +161,19 @@ impl AsyncWrite for Accepted {
 impl Io for Accepted {
     fn aside(&self) -> Option<Arc<dyn Aside>> {
         Some(Arc::new(Beside(self.write.clone())))
+    }
+
+    fn detach(self: Box<Self>) -> Result<Detached, Stream> {
+        let Accepted { read, write } = *self;
+        let write = match Arc::try_unwrap(write) {
+            Ok(write) => write,
+            Err(write) => return Err(Box::new(Accepted { read, write })),
+        };
+        let stream = read.reunite(write).expect("both are of one connection");
+        Ok(Box::new(move || {
+            let stream = TcpStream::from_std(stream.into_std()?)?;
+            Ok(Box::new(Accepted::new(stream)) as Stream)
+        }))
     }
 }
 

@@ -414,6 +414,12 @@ impl Node {
         })
     }
 
+    /// Where Raft runs, while this node leads.
+    pub fn leading_runtime(&self) -> Option<tokio::runtime::Handle> {
+        let core = self.core().ok()?;
+        matches!(core.leadership(), Leadership::Mine { .. }).then(|| core.runtime.clone())
+    }
+
     /// The leader, when that is another node.
     pub fn redirect(&self) -> Option<Member> {
         match self.core().ok()?.leadership() {

@@ -11,15 +11,17 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::FutureExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
+use tokio::runtime::Handle;
 use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout};
 
 use super::backup::Copy;
 use super::early::Hand;
+use super::place::Place;
 use super::{ClientEntry, ServerSettings, Service, Shared};
 use crate::command::effect::ReplyMode;
 use crate::command::{self, Flags, Spec};
-use crate::doors::{Aside, Stream};
+use crate::doors::{self, Aside, BoxFuture, Stream};
 use crate::keyspace;
 use crate::node::{Early, RedirectMode};
 use crate::raft::entry::{GroupBuilder, Rule};
@@ -104,6 +106,7 @@ pub(super) struct Connection<S: Service> {
     run_reads: usize,
     run_writes: bool,
     run_costly: bool,
+    place: Place,
     pub(super) closing: bool,
 }
 
@@ -157,13 +160,46 @@ impl<S: Service> Connection<S> {
             run_reads: 0,
             run_writes: false,
             run_costly: false,
+            place: Place::home(),
             closing: false,
         }
     }
 
     pub(super) async fn run(mut self) {
         // `Err` is a client that has gone or is not worth waiting for: nobody to tell.
-        let _ = self.serve().await;
+        if let Ok(Some(to)) = self.serve().await {
+            return self.move_to(&to);
+        }
+        self.end();
+    }
+
+    /// Goes on to be served by another runtime.
+    fn move_to(mut self, to: &Handle) {
+        self.aside = None;
+        match std::mem::replace(&mut self.stream, Box::new(tokio::io::duplex(1).0)).detach() {
+            Ok(detached) => doors::spawn_on(to, async move {
+                match detached() {
+                    Ok(stream) => {
+                        self.place.moved();
+                        self.resume(stream).await;
+                    }
+                    Err(_) => self.end(),
+                }
+            }),
+            Err(stream) => {
+                self.place.stay();
+                doors::spawn_on(&Handle::current(), self.resume(stream));
+            }
+        }
+    }
+
+    fn resume(mut self, stream: Stream) -> BoxFuture<'static, ()> {
+        self.aside = stream.aside();
+        self.stream = stream;
+        Box::pin(self.run())
+    }
+
+    fn end(&mut self) {
         self.stop_monitoring();
         let id = self.entry.id;
         self.shared
@@ -173,7 +209,8 @@ impl<S: Service> Connection<S> {
             .remove(&id);
     }
 
-    async fn serve(&mut self) -> Result<(), Gone> {
+    /// Returns where to go on, or nothing when the connection is closed.
+    async fn serve(&mut self) -> Result<Option<Handle>, Gone> {
         loop {
             let changes = self.shared.settings_changes.load(SeqCst);
             if changes != self.settings_changes {
@@ -184,12 +221,18 @@ impl<S: Service> Connection<S> {
             self.write_out().await?;
             // A client that has just had its answer finds the connection closed before it asks
             // again.
-            self.closing |= needed == 0 && self.shared.is_stopping();
+            let is_done = needed == 0 && !self.place.must_leave();
+            self.closing |= is_done && self.shared.is_stopping();
             if self.closing {
                 let _ = self.stream.shutdown().await;
-                return Ok(());
+                return Ok(None);
+            }
+            let next = self.place.next(|| self.shared.service.leading_runtime());
+            if next.is_some() {
+                return Ok(next);
             }
             self.fill(needed).await?;
+            self.place.heard(&self.shared.turns, self.entry.id);
         }
     }
 
@@ -304,7 +347,13 @@ impl<S: Service> Connection<S> {
             }
             self.parser.set_authenticated(self.authenticated);
             let (consumed, ranges, copied) = match self.parser.parse(&self.input) {
-                Parsed::Incomplete { needed } => return Ok(needed),
+                Parsed::Incomplete { needed } => {
+                    let bytes = self.input.len();
+                    return Ok(match self.place.admits(None, bytes, 0) {
+                        true => needed,
+                        false => 0,
+                    });
+                }
                 Parsed::Nothing { consumed } => {
                     self.input.advance(consumed);
                     continue;
@@ -322,6 +371,10 @@ impl<S: Service> Connection<S> {
                     }
                 },
             };
+            let name = ranges.first().map(|range| &self.input[range.clone()]);
+            if !self.place.admits(name, consumed, self.items.len()) {
+                return Ok(0);
+            }
             let taken = self.input.split_to(consumed).freeze();
             let args = copied
                 .unwrap_or_else(|| ranges.into_iter().map(|range| taken.slice(range)).collect());

@@ -11,6 +11,7 @@ mod info;
 mod listener;
 mod monitor;
 mod pause;
+mod place;
 mod reads;
 mod service;
 mod session;
@@ -32,6 +33,7 @@ use self::connection::Queue;
 pub use self::listener::serve;
 use self::monitor::Monitors;
 use self::pause::Pause;
+use self::place::Turns;
 use self::slow_log::{SlowLog, Spikes};
 use crate::doors::Doors;
 use crate::metrics::Metrics;
@@ -61,6 +63,9 @@ pub trait Service: Clone + Send + Sync + 'static {
     fn tick(&self) -> impl Future<Output = Result<(), Reply>> + Send;
     /// Whether point reads may run on a thread that serves sockets.
     fn reads_are_fast(&self) -> bool;
+    /// Where Raft runs, while this node leads: there a lone client's writes wait for the fewest
+    /// threads.
+    fn leading_runtime(&self) -> Option<tokio::runtime::Handle>;
     /// The node's state.
     fn status(&self) -> Status;
     /// The leader, when that is known to be another node.
@@ -165,6 +170,7 @@ struct Shared<S> {
     /// The same for connections, which look at it for each request.
     stops: AtomicBool,
     pause: Pause,
+    turns: Turns,
     /// A connection holds a copy of all data.
     copying: Arc<AtomicBool>,
     monitors: Monitors,
@@ -220,6 +226,7 @@ impl<S: Service> Server<S> {
                 stopping: watch::Sender::new(false),
                 stops: AtomicBool::new(false),
                 pause: Pause::default(),
+                turns: Turns::default(),
                 copying: Arc::default(),
                 monitors: Monitors::default(),
                 slow_log: SlowLog::default(),

@@ -26,6 +26,10 @@ impl Service for Node {
         Node::reads_are_fast(self)
     }
 
+    fn leading_runtime(&self) -> Option<tokio::runtime::Handle> {
+        Node::leading_runtime(self)
+    }
+
     fn status(&self) -> Status {
         Node::status(self)
     }

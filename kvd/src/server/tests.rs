@@ -3,8 +3,11 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::Notify;
+
+#[path = "place_tests.rs"]
+mod place;
 
 use super::*;
 use crate::clock::SystemClock;
@@ -39,6 +42,9 @@ struct State {
     leaderless: bool,
     waits: Vec<(u64, u64, Option<Duration>)>,
     stopped: bool,
+    raft: Option<tokio::runtime::Handle>,
+    /// The runtimes on which groups were proposed.
+    proposed_on: Vec<tokio::runtime::Id>,
 }
 
 impl Fake {
@@ -66,6 +72,8 @@ impl Service for Fake {
         }
         state.index += 1;
         state.groups.push(group.len());
+        let runtime = tokio::runtime::Handle::current().id();
+        state.proposed_on.push(runtime);
         let index = state.index;
         let base = self.0.store.read().unwrap();
         let mut txn = Txn::new(&base, index, NOW_MS, 1, Limits::default()).unwrap();
@@ -112,6 +120,10 @@ impl Service for Fake {
 
     fn reads_are_fast(&self) -> bool {
         false
+    }
+
+    fn leading_runtime(&self) -> Option<tokio::runtime::Handle> {
+        self.state().raft.clone()
     }
 
     fn status(&self) -> Status {
@@ -257,9 +269,9 @@ impl World {
     }
 }
 
-struct Client(DuplexStream);
+struct Client<S = DuplexStream>(S);
 
-impl Client {
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     async fn send(&mut self, requests: &str) {
         self.0.write_all(requests.as_bytes()).await.unwrap();
     }
