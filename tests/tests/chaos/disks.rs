@@ -172,7 +172,9 @@ impl Cluster<'_> {
         let part = 1 + random.next_u64() % (record.bytes - 1);
         let begin = record.offset as usize;
         let (part, rest) = bytes[begin..begin + record.bytes as usize].split_at(part as usize);
-        if rest.iter().all(|byte| *byte == 0) {
+        // Otherwise it is whole, or none.
+        let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+        if is_zero(part) || is_zero(rest) {
             return false;
         }
         let end = records.last().map_or(0, |last| last.offset + last.bytes);
@@ -280,6 +282,11 @@ fn hole(chunks: &[PathBuf], random: &mut StdRng) -> Option<String> {
 fn cut_tail(file: Option<&PathBuf>, last: Option<&Record>, random: &mut StdRng) -> Option<String> {
     let (file, last) = (file?, last?);
     let keep = last.offset + 1 + random.next_u64() % (last.bytes - 1);
+    let kept = &fs::read(file).unwrap()[last.offset as usize..keep as usize];
+    if kept.iter().all(|byte| *byte == 0) {
+        // That looks like a log whose last record is the one before.
+        return None;
+    }
     cut(file, keep);
     Some(format!("a cut of {} to {keep} bytes", file.display()))
 }
