@@ -181,8 +181,10 @@ impl Stretch<'_> {
         cluster.report.lock().unwrap().happened("terms", term);
         let mut record = shared.record.lock().unwrap();
         read_all(cluster, &mut record);
-        record.check().unwrap_or_else(|error| panic!("{error}"));
+        let checked = record.check();
+        // Whoever fails keeps the history.
         drop(record);
+        checked.unwrap_or_else(|error| panic!("{error}"));
         cluster.verify();
     }
 }
