@@ -132,10 +132,27 @@ impl Layer {
             return;
         }
         self.points.append(&mut later.points);
-        let points = self.points.iter();
-        self.bytes = points
-            .map(|(key, value)| key.len() + value.as_ref().map_or(0, Bytes::len))
-            .sum();
+        self.bytes = bytes_of(&self.points);
+    }
+
+    /// The changes of all these layers, of which the last is the newest.
+    pub fn joined<L: AsRef<Layer>>(layers: &[L]) -> Layer {
+        if layers.iter().any(|layer| !layer.as_ref().ranges.is_empty()) {
+            let mut joined = Layer::new();
+            for layer in layers {
+                joined.absorb(layer.as_ref().clone());
+            }
+            return joined;
+        }
+        let points = layers.iter().flat_map(|layer| &layer.as_ref().points);
+        // Of equal keys the last one stays.
+        let points: BTreeMap<_, _> = points.map(|(k, v)| (k.clone(), v.clone())).collect();
+        let bytes = bytes_of(&points);
+        Layer {
+            points,
+            bytes,
+            ..Layer::default()
+        }
     }
 
     /// Makes the keys that it says nothing of cheap to tell; for a layer that stays as it is.
@@ -212,6 +229,38 @@ impl Layer {
         self.points
             .range::<[u8], _>((Bound::Included(range.from), to))
     }
+}
+
+/// The changes of these layers as one batch; of each key only the newest, where no ranges are
+/// removed.
+pub(super) fn batch_of<L: AsRef<Layer>>(layers: &[L]) -> Vec<Op<'_>> {
+    let layers = || layers.iter().map(AsRef::as_ref);
+    if layers().any(|layer| !layer.ranges.is_empty()) {
+        return layers().flat_map(Layer::ops).collect();
+    }
+    let mut points = Vec::with_capacity(layers().map(Layer::len).sum());
+    points.extend(layers().flat_map(Layer::points));
+    // Stable, and quick with what is in order for long stretches.
+    points.sort_by_key(|(key, _)| *key);
+    points.dedup_by(|later, earlier| {
+        let same = later.0 == earlier.0;
+        if same {
+            *earlier = *later;
+        }
+        same
+    });
+    let ops = points.into_iter().map(|(key, value)| match value {
+        Some(value) => Op::Put(key, value),
+        None => Op::Delete(key),
+    });
+    ops.collect()
+}
+
+fn bytes_of(points: &BTreeMap<LayerKey, Option<Bytes>>) -> usize {
+    let bytes = |(key, value): (&LayerKey, &Option<Bytes>)| {
+        key.len() + value.as_ref().map_or(0, Bytes::len)
+    };
+    points.iter().map(bytes).sum()
 }
 
 /// The keys up to and with `key`.

@@ -11,10 +11,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::before::{self, Before, KEPT_BYTES_MAX, SHORT_GETS, Turn};
 use super::cache::{ALWAYS, Cache, CacheCounts};
-use super::waiting::{self, Amount, Step, Steps, Waiting};
+use super::waiting::{Amount, Step, Steps, Waiting};
 use super::{
     Caps, Engine, EngineView, Error, ErrorKind, Feed, Flow, Layer, Mark, Op, Range, Read, Result,
-    Stack,
+    Stack, layer,
 };
 
 /// An engine with changes over it, for many readers.
@@ -350,16 +350,10 @@ impl Store {
             return Ok(0);
         };
         crash_point!("store_taken");
-        let joined;
-        let layer = match &steps[..] {
-            [step] => &step.layer,
-            _ => {
-                joined = waiting::join(&steps);
-                &joined
-            }
-        };
-        self.write_under(&readers, &layer.ops(), &newest.mark)?;
-        let generation = self.renew_cache(layer);
+        let batch = layer::batch_of(&steps);
+        self.write_under(&readers, &batch, &newest.mark)?;
+        let generation = self.renew_cache(&batch);
+        drop(batch);
         let before = {
             let mut table = self.shared.lock();
             table.generation = generation;
@@ -373,14 +367,15 @@ impl Store {
     }
 
     /// Tells the cache what the engine has got; the generation that begins with it.
-    fn renew_cache(&self, layer: &Layer) -> u64 {
+    fn renew_cache(&self, batch: &[Op<'_>]) -> u64 {
         let Some(cache) = &self.cache else { return 0 };
         let generation = cache.begin();
-        if layer.ranges().next().is_some() {
-            cache.clear();
-        }
-        for (key, value) in layer.points() {
-            cache.changed(key, value.map(|value| &**value));
+        for op in batch {
+            match op {
+                Op::Put(key, value) => cache.changed(key, Some(value)),
+                Op::Delete(key) => cache.changed(key, None),
+                Op::DeleteRange(..) => cache.clear(),
+            }
         }
         generation
     }

@@ -155,6 +155,39 @@ proptest! {
         prop_assert_eq!(collect(&engine, ALL, usize::MAX), expected(&model, ALL, usize::MAX));
     }
 
+    /// Several layers are the same as one that is joined of them, and as one batch.
+    #[test]
+    fn layers_are_joined_and_make_one_batch(
+        layers in prop::collection::vec(prop::collection::vec(change(), 0..20), 0..6),
+        ranges_too in any::<bool>(),
+    ) {
+        let (mut model, mut stored) = (Model::new(), Vec::new());
+        for changes in &layers {
+            let mut layer = Layer::new();
+            for change in changes {
+                if ranges_too || !matches!(change, Change::DeleteRange(..)) {
+                    layer.apply(change.op());
+                    change.apply(&mut model);
+                }
+            }
+            stored.push(layer);
+        }
+        let joined = [Layer::joined(&stored)];
+        let nothing = MemoryEngine::new();
+        let all = expected(&model, ALL, usize::MAX);
+        prop_assert_eq!(collect(&Stack::new(&nothing, &joined), ALL, usize::MAX), all.clone());
+        let bytes: usize = joined[0].points().map(|(key, value)| {
+            key.len() + value.map_or(0, |value| value.len())
+        }).sum();
+        prop_assert_eq!(joined[0].bytes(), bytes);
+        let (engine, batch) = (MemoryEngine::new(), layer::batch_of(&stored));
+        if !ranges_too {
+            prop_assert_eq!(&batch, &joined[0].ops());
+        }
+        engine.write(&batch, &mark(1)).unwrap();
+        prop_assert_eq!(collect(&engine, ALL, usize::MAX), all);
+    }
+
     /// What one `set` did is undone by what it returned.
     #[test]
     fn restore_takes_back_a_set(changes in prop::collection::vec(change(), 0..40), later in prop::collection::vec((key(), prop::option::of(any::<u8>())), 1..20)) {

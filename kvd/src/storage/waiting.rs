@@ -3,8 +3,8 @@
 //! ```text
 //! oldest                                                        newest
 //! [ being stored ............ ][ merged ][ merged ][ one ][ one ][ one ]
-//!   stay as they are, until      four of about one size become one, so
-//!   the engine has them          that a read looks through few
+//!   stay as they are, until      eight of about one size become one,
+//!   the engine has them          so that a read looks through few
 //! ```
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ const CHANGE_OVERHEAD: usize = 96;
 const STEP_OVERHEAD: usize = 512;
 
 /// So many steps of about one size become one.
-const FAN_IN: usize = 4;
+const FAN_IN: usize = 8;
 
 /// Steps are not joined to more changes than these: whoever joins them is on the way of writes.
 const JOINED_CHANGES_MAX: usize = 8192;
@@ -204,22 +204,7 @@ impl Joining {
     /// Makes one step of them.
     pub(super) fn join(&self) -> Step {
         let newest = self.0.last().expect("there are some");
-        let layer = join(&self.0);
+        let layer = Layer::joined(&self.0);
         Step::numbered(layer, newest.mark.clone(), self.0[0].first, newest.number)
-    }
-}
-
-/// The changes of all these steps, of which the last is the newest.
-pub(super) fn join(steps: &[Arc<Step>]) -> Layer {
-    match steps {
-        [] => Layer::new(),
-        [step] => step.layer.clone(),
-        _ => {
-            // Halves: each change is moved a few times only.
-            let (older, newer) = steps.split_at(steps.len() / 2);
-            let mut joined = join(older);
-            joined.absorb(join(newer));
-            joined
-        }
     }
 }
