@@ -7,6 +7,7 @@ mod backend;
 mod compare;
 mod core;
 mod disk;
+mod gather;
 mod greeting;
 mod leader_time;
 mod maintain;

@@ -1,8 +1,8 @@
 //! How a client's group of commands comes into the log, from whichever node the client spoke to.
 //!
 //! One queue takes the groups of all connections. Where this node leads, all that waits becomes one
-//! entry, up to the limits below; until it is committed, the next gathers. Where another
-//! node leads, all that waits is forwarded to it in one request, together with the term it must
+//! entry, up to the limits below; until it is committed, the next gathers, and a little longer where
+//! more are about to come (see [`gather`](super::gather)). Where another node leads, all that waits is forwarded to it in one request, together with the term it must
 //! still lead. Where nobody leads, groups are held for a bounded time.
 //!
 //! What became of a group is known in three ways only: the entry that carries it was applied here
@@ -10,7 +10,7 @@
 //! again); anything else is unknown, and never proposed again.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::core::{Core, Leadership};
 use super::disk::grows;
+use super::gather::Gathering;
 use super::peer::{Request, Response};
 use super::types::{Early, Written};
 use crate::doors;
@@ -80,11 +81,36 @@ pub(super) struct Job {
 pub(super) struct Proposer {
     queue: Mutex<VecDeque<Job>>,
     wake: Notify,
+    gathering: Gathering,
+    /// Groups in entries whose outcome is not known yet.
+    unanswered: Arc<AtomicUsize>,
     entries: Arc<Semaphore>,
     uncommitted: Arc<Semaphore>,
     forwards: Arc<Semaphore>,
     origins: Origins,
     sequence: AtomicU64,
+}
+
+/// Groups of one entry, as long as their outcome is not known.
+struct Unanswered {
+    all: Arc<AtomicUsize>,
+    groups: usize,
+}
+
+impl Unanswered {
+    fn new(all: &Arc<AtomicUsize>, groups: usize) -> Self {
+        all.fetch_add(groups, Ordering::Relaxed);
+        Unanswered {
+            all: all.clone(),
+            groups,
+        }
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.groups, Ordering::Relaxed);
+    }
 }
 
 /// The right to append an entry.
@@ -136,6 +162,8 @@ impl Proposer {
         Proposer {
             queue: Mutex::default(),
             wake: Notify::new(),
+            gathering: Gathering::new(),
+            unanswered: Arc::default(),
             entries: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
             uncommitted: Arc::new(Semaphore::new(ENTRIES_UNCOMMITTED_MAX)),
             forwards: Arc::new(Semaphore::new(FORWARDS_IN_FLIGHT_MAX)),
@@ -157,11 +185,20 @@ impl Proposer {
     }
 
     fn push(&self, job: Job) {
-        self.queue
-            .lock()
-            .expect("no panic while held")
-            .push_back(job);
+        let waiting = {
+            let mut queue = self.queue.lock().expect("no panic while held");
+            queue.push_back(job);
+            queue.len()
+        };
+        self.gathering.pushed(waiting);
         self.wake.notify_one();
+    }
+
+    /// Waits for groups that are about to come.
+    async fn gather(&self) {
+        let waiting = || self.queue.lock().expect("no panic while held").len();
+        let unanswered = self.unanswered.load(Ordering::Relaxed);
+        self.gathering.wait(waiting, unanswered).await;
     }
 
     fn push_back_to_front(&self, jobs: Vec<Job>) {
@@ -292,6 +329,10 @@ impl Core {
                         turn = self.proposer.turn() => turn,
                         _ = leadership.changed() => continue,
                     };
+                    // Of a node alone an entry costs little, and clients' turns overlap with it.
+                    if self.alone().is_none() {
+                        self.proposer.gather().await;
+                    }
                     let jobs = self.proposer.take();
                     self.append(term, jobs, turn).await;
                 }
@@ -352,8 +393,9 @@ impl Core {
         drop(groups);
         let core = self.clone();
         let Turn { entry, uncommitted } = turn;
+        let unanswered = Unanswered::new(&self.proposer.unanswered, jobs.len());
         let slot = ReplySlot::new(uncommitted, move |result: ClientWriteResult<TypeConfig>| {
-            drop(entry);
+            drop((entry, unanswered));
             match result {
                 Ok(response) => {
                     let index = response.log_id.index;
