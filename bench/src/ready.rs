@@ -14,7 +14,7 @@ use crate::systems::{Kvd, Setup};
 /// Bytes of a value.
 const VALUE_BYTES: u32 = 100;
 
-/// How long a node writes before it is killed: its engine is synced every two seconds, and each
+/// How long a node writes before it is killed: its engine is synced after so many changes, and each
 /// round dies at another place in between.
 const WRITES: Duration = Duration::from_millis(2100);
 

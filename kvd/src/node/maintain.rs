@@ -19,9 +19,12 @@ use crate::storage::Caps;
 /// Most ticks a second that expiry asks for.
 pub(super) const TICK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often the engine is made durable while it changes: what a restart has to carry out again,
-/// and how long an engine keeps pages that it has freed; see also [`SYNCED_CHANGES`].
-pub(super) const SYNC_INTERVAL: Duration = Duration::from_secs(2);
+/// How soon the engine is made durable once nothing more is applied, and how often while it is: what
+/// a restart has to carry out again, and how long an engine keeps pages that it has freed. Each time
+/// an engine writes every page that has changed, and the more keys a page has changed in, the less a
+/// key costs; see also [`SYNCED_CHANGES`].
+const SYNC_INTERVAL_IDLE: Duration = Duration::from_secs(2);
+const SYNC_INTERVAL_BUSY: Duration = Duration::from_secs(10);
 
 /// How long Raft may take to learn of a snapshot that is there already; the log is cut as far as
 /// the one before then.
@@ -30,6 +33,9 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
 /// After so many changes it is made durable at once: a restart carries out again as many as this, and
 /// what comes until the engine has synced.
 const SYNCED_CHANGES: u64 = 1 << 18;
+
+/// The same in bytes of the log.
+const SYNCED_BYTES: u64 = 64 << 20;
 
 impl Core {
     /// Proposes a tick whenever an expiry is due and no write has carried the time there.
@@ -73,11 +79,12 @@ impl Core {
         let mut every = interval(Duration::from_millis(250));
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let durable_engine = self.machine.store().engine().caps().contains(Caps::DURABLE);
-        let (mut synced, mut synced_changes) = (Instant::now(), 0);
         let log_bytes_max = self.settings.log_bytes_max;
         // What an earlier run left counts as well.
         let stats = self.log.stats();
         let (mut kept, mut cut_at) = (stats.bytes, stats.appended_bytes);
+        let (mut synced, mut synced_changes) = (Instant::now(), 0);
+        let (mut synced_bytes, mut applied_before) = (stats.appended_bytes, 0);
         // Since when, in bytes that were appended, cuts have been held back.
         let (mut last_cut, mut held_back) = (0, None::<u64>);
         loop {
@@ -94,9 +101,16 @@ impl Core {
             let let_go = held_back.is_some() && self.held_from().is_none();
             let too_long = short || let_go || kept + (appended - cut_at) > log_bytes_max;
             let changes = self.machine.store().changes();
+            let idle = applied == applied_before;
+            applied_before = applied;
+            let interval = match idle {
+                true => SYNC_INTERVAL_IDLE,
+                false => SYNC_INTERVAL_BUSY,
+            };
             let sync_due = durable_engine
-                && (synced.elapsed() >= SYNC_INTERVAL
+                && (synced.elapsed() >= interval
                     || changes - synced_changes >= SYNCED_CHANGES
+                    || appended - synced_bytes >= SYNCED_BYTES
                     || self.disk.is_tight());
             if applied > durable && (sync_due || too_long) {
                 self.disk.sync_begins();
@@ -105,8 +119,8 @@ impl Core {
                 }
                 let guard = self.disk.clone();
                 doors::blocking(&*self.doors.workers, move || guard.sync_ended()).await;
-                (synced, synced_changes) = (Instant::now(), changes);
-            } else if applied <= durable && synced.elapsed() >= SYNC_INTERVAL {
+                (synced, synced_changes, synced_bytes) = (Instant::now(), changes, appended);
+            } else if applied <= durable && synced.elapsed() >= SYNC_INTERVAL_IDLE {
                 // Entries that a leader sends again and again must not count for ever.
                 let guard = self.disk.clone();
                 doors::blocking(&*self.doors.workers, move || guard.nothing_to_write()).await;
@@ -124,7 +138,10 @@ impl Core {
                 }
                 (kept, cut_at) = (0, appended);
             }
-            while self.machine.store_all().await {}
+            // While more comes, the engine gets it in large batches.
+            if idle {
+                while self.machine.store_all().await {}
+            }
             if let Err(error) = self.machine.retire_spools().await {
                 tracing::warn!(%error, "received snapshot files could not be removed");
             }

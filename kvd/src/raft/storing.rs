@@ -26,8 +26,8 @@ use crate::storage::{self, Amount, ErrorKind, Store};
 
 /// From here on the engine gets something without being asked.
 const STORED_FROM: Amount = Amount {
-    bytes: 8 << 20,
-    changes: 32768,
+    bytes: 12 << 20,
+    changes: 65536,
     layers: 64,
 };
 
