@@ -215,10 +215,10 @@ fn the_shipped_engines_keep_the_contract_as_libraries() {
         let library = built().join(format!("libkvd_{name}.so"));
         let (code, said) = check(&library, &["--crash", "3"]);
         assert_eq!(code, Some(exit::OK), "{said}");
-        // A volatile engine has nothing to lose, and nothing to look at afterwards.
         // fjall writes nothing but what it syncs at once: a loss may never meet it in between.
         let missed = name == "fjall" && said.contains("all was synced whenever the power was lost");
         let (kills, power, verdict) = match name {
+            // A volatile engine has nothing to lose, and nothing to look at afterwards.
             "memory" => ("n/a", "n/a", "of which no crash can show anything"),
             _ if missed => ("ok ", "n/a", "as far as 3 kills show"),
             _ => ("ok ", "ok ", "as far as 3 kills and "),

@@ -8,10 +8,10 @@
 //! middle, even of what had been synced.
 //!
 //! `build.rs` has the linker send three calls of this library here. Before sled's log is written, the
-//! files of large values are synced; `sync_file_range` is an `fdatasync`; and of each of them, and of
-//! `fsync`, it is noted when it fails, because sled shortens its log behind everybody's back and keeps
-//! to itself what became of the sync behind that, and may wait for ever for a write that failed. Elsewhere sled calls `fsync` by itself, and large values
-//! are as it leaves them until the plugin's own sync.
+//! files of large values are synced; `sync_file_range` is an `fdatasync`. Of each of them, and of
+//! `fsync`, it is noted when it fails: sled shortens its log behind everybody's back, keeps to itself
+//! what became of the sync behind that, and may wait for ever for a write that failed. Elsewhere sled
+//! calls `fsync` by itself, and large values are as it leaves them until the plugin's own sync.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
