@@ -2,18 +2,20 @@
 //!
 //! A round asks the leader to confirm its leadership with a majority; the leader does it for
 //! itself, a follower by one request. A read joins only a round that has not started yet, so
-//! whatever was acknowledged before the read began is covered by the round's index.
+//! whatever was acknowledged before the read began is covered by the round's index. Rounds follow
+//! one another, so that one is for many readers, unless it takes long.
 //!
 //! The leader of a term takes the last entry that it knows to be committed, which must be one of its
 //! own, and then hears from a majority of the voters that they have voted for no later term (Raft's
 //! ReadIndex; Ongaro's thesis, 6.4). Whoever was elected later needs one of these votes after that,
 //! so it had acknowledged nothing when the read began. Members answer this from what they note
 //! before they vote, without Raft's thread; a follower that asks says it of itself in the question,
-//! so that with three members it is the majority already. What cannot be found out so, Raft itself
-//! is asked for.
+//! so that with three members it is the majority already. Asked are no more than are needed, unless
+//! they are late. What cannot be found out so, Raft itself is asked for.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -21,21 +23,27 @@ use futures_util::stream::FuturesUnordered;
 use openraft::raft::ReadPolicy;
 use openraft::type_config::async_runtime::watch::WatchReceiver as _;
 use tokio::sync::{Notify, Semaphore, oneshot};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::core::{Core, Leadership};
 use super::peer::{Request, Response};
 use super::types::{ReadLevel, Reading};
 use crate::doors;
 use crate::outcome;
-use crate::raft::NodeId;
 use crate::raft::entry::GroupBuilder;
 use crate::raft::position::Position;
 use crate::raft::state_machine::Progress;
+use crate::raft::{Member, NodeId};
 use crate::resp::Reply;
 
-/// Rounds that may be under way at once.
+/// Rounds that may be under way at once, where they are long.
 const ROUNDS_IN_FLIGHT_MAX: usize = 4;
+
+/// The next round waits for the end of one for so long.
+const ROUND_PATIENCE: Duration = Duration::from_millis(2);
+
+/// Members that are not needed for a majority are asked after this, too.
+const STAND_SOON: Duration = Duration::from_millis(2);
 
 /// How long a refused round waits before the next try.
 const RETRY_AFTER: Duration = Duration::from_millis(20);
@@ -52,10 +60,17 @@ pub(super) struct ReadPoint {
 
 /// The reads that wait for the next round.
 pub(super) struct Barrier {
-    waiting: Mutex<Vec<oneshot::Sender<Option<ReadPoint>>>>,
+    waiting: Mutex<Vec<Reader>>,
     wake: Notify,
     rounds: Arc<Semaphore>,
+    /// A round has ended.
+    ended: Notify,
+    /// The member that stood by its leader last.
+    stood: AtomicU64,
 }
+
+/// Waits for a round.
+type Reader = oneshot::Sender<Option<ReadPoint>>;
 
 impl Barrier {
     pub(super) fn new() -> Self {
@@ -63,6 +78,21 @@ impl Barrier {
             waiting: Mutex::default(),
             wake: Notify::new(),
             rounds: Arc::new(Semaphore::new(ROUNDS_IN_FLIGHT_MAX)),
+            ended: Notify::new(),
+            stood: AtomicU64::new(0),
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Reader>> {
+        self.waiting.lock().expect("no panic while held")
+    }
+
+    fn push(&self, reader: Reader) {
+        let mut waiting = self.waiting();
+        waiting.push(reader);
+        // Who begins a round takes all that wait.
+        if waiting.len() == 1 {
+            self.wake.notify_one();
         }
     }
 }
@@ -98,12 +128,7 @@ impl Core {
 
     async fn wait_for_round(&self, deadline: Instant) -> Option<ReadPoint> {
         let (done, wait) = oneshot::channel();
-        self.barrier
-            .waiting
-            .lock()
-            .expect("no panic while held")
-            .push(done);
-        self.barrier.wake.notify_one();
+        self.barrier.push(done);
         match timeout_at(deadline, wait).await {
             Ok(Ok(point)) => point,
             _ => None,
@@ -194,21 +219,25 @@ impl Core {
 
     /// Serves the barrier until the node stops.
     pub(super) async fn run_barrier(self: Arc<Self>) {
+        let barrier = &self.barrier;
         loop {
-            self.barrier.wake.notified().await;
-            let permit = self.barrier.rounds.clone().acquire_owned().await;
-            let waiting =
-                std::mem::take(&mut *self.barrier.waiting.lock().expect("no panic while held"));
-            if waiting.is_empty() {
-                continue;
+            barrier.wake.notified().await;
+            let permit = barrier.rounds.clone().acquire_owned().await;
+            let permit = permit.expect("never closed");
+            let ended = barrier.ended.notified();
+            if barrier.rounds.available_permits() + 1 < ROUNDS_IN_FLIGHT_MAX {
+                // Late or not: then it is one of those that take long.
+                drop(timeout(ROUND_PATIENCE, ended).await);
             }
+            let readers = std::mem::take(&mut *barrier.waiting());
             let core = self.clone();
             doors::spawn(async move {
                 let deadline = Instant::now() + core.settings.hold;
                 let point = timeout_at(deadline, core.round()).await.ok();
                 drop(permit);
-                for waiter in waiting {
-                    let _ = waiter.send(point);
+                core.barrier.ended.notify_waiters();
+                for reader in readers {
+                    let _ = reader.send(point);
                 }
             });
         }
@@ -298,22 +327,42 @@ impl Core {
         }
         let deadline = Instant::now() + STAND_PATIENCE;
         let request = &Request::Stand { term };
-        let mut answers: FuturesUnordered<_> = membership
+        let ask = |(voter, member): (NodeId, Member)| async move {
+            (voter, self.ask(voter, &member, request, deadline).await)
+        };
+        let mut voters: Vec<(NodeId, Member)> = membership
             .voter_ids()
             .filter(|voter| !stand.contains(voter))
-            .filter_map(|voter| Some((voter, membership.get_node(&voter)?)))
-            .map(|(voter, member)| async move {
-                (voter, self.ask(voter, member, request, deadline).await)
-            })
+            .filter_map(|voter| Some((voter, membership.get_node(&voter)?.clone())))
             .collect();
-        while let Some((voter, answer)) = answers.next().await {
-            if let Ok(Response::Stands) = answer {
-                stand.insert(voter);
-                if is_majority(&stand) {
-                    return Some(point);
+        // Whoever stood by last time is there, and quick.
+        let stood = self.barrier.stood.load(Ordering::Relaxed);
+        voters.sort_by_key(|(voter, _)| *voter != stood);
+        let needed = match &membership.get_joint_config()[..] {
+            [all] => all.len() / 2 + 1 - all.intersection(&stand).count(),
+            _ => voters.len(),
+        };
+        let mut others = voters.split_off(needed.min(voters.len()));
+        let mut answers: FuturesUnordered<_> = voters.into_iter().map(ask).collect();
+        let mut soon = std::pin::pin!(sleep(STAND_SOON));
+        loop {
+            tokio::select! {
+                biased;
+                Some((voter, answer)) = answers.next() => match answer {
+                    Ok(Response::Stands) => {
+                        self.barrier.stood.store(voter, Ordering::Relaxed);
+                        stand.insert(voter);
+                        if is_majority(&stand) {
+                            return Some(point);
+                        }
+                    }
+                    _ => answers.extend(others.drain(..).map(ask)),
+                },
+                () = &mut soon, if !others.is_empty() => {
+                    answers.extend(others.drain(..).map(ask));
                 }
+                else => return None,
             }
         }
-        None
     }
 }
