@@ -139,6 +139,23 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// One field of INFO of the node at `addr`; none where it does not answer, or has no such field.
+///
+/// # Panics
+///
+/// INFO is not answered with text.
+pub fn info_of(addr: &str, field: &str) -> Option<String> {
+    let mut client = Client::connect(addr).ok()?;
+    let text = match client.try_call(&["INFO", "everything"]).ok()? {
+        Reply::Bulk(text) | Reply::Verbatim { text, .. } => text,
+        other => panic!("INFO answered {other:?}"),
+    };
+    let text = String::from_utf8(text.to_vec()).expect("INFO is text");
+    text.lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+        .map(|value| value.trim().to_owned())
+}
+
 /// How to start a node; its process comes and goes, its directory and ports stay.
 pub struct Node {
     /// Its data directory.
@@ -338,15 +355,7 @@ impl Node {
 
     /// One field of INFO; none while the node does not answer.
     pub fn info(&self, field: &str) -> Option<String> {
-        let mut client = Client::connect(&self.addr()).ok()?;
-        let text = match client.try_call(&["INFO", "everything"]).ok()? {
-            Reply::Bulk(text) | Reply::Verbatim { text, .. } => text,
-            other => panic!("INFO answered {other:?}"),
-        };
-        let text = String::from_utf8(text.to_vec()).expect("INFO is text");
-        text.lines()
-            .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
-            .map(|value| value.trim().to_owned())
+        info_of(&self.addr(), field)
     }
 
     /// One numeric field of INFO.

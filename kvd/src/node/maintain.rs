@@ -85,6 +85,7 @@ impl Core {
         let (mut kept, mut cut_at) = (stats.bytes, stats.appended_bytes);
         let (mut synced, mut synced_changes) = (Instant::now(), 0);
         let (mut synced_bytes, mut applied_before) = (stats.appended_bytes, 0);
+        let mut stored = Instant::now();
         // Since when, in bytes that were appended, cuts have been held back.
         let (mut last_cut, mut held_back) = (0, None::<u64>);
         loop {
@@ -138,9 +139,10 @@ impl Core {
                 }
                 (kept, cut_at) = (0, appended);
             }
-            // While more comes, the engine gets it in large batches.
-            if idle {
+            // While more comes, the engine gets it in large batches; but what FLUSHALL left goes here.
+            if idle || stored.elapsed() >= SYNC_INTERVAL_BUSY {
                 while self.machine.store_all().await {}
+                stored = Instant::now();
             }
             if let Err(error) = self.machine.retire_spools().await {
                 tracing::warn!(%error, "received snapshot files could not be removed");

@@ -202,6 +202,8 @@ fn every_point_has_a_test_that_ends_there() {
     let tables = [
         birth::BEING_BORN,
         writing::FOLLOWING,
+        writing::STORING,
+        writing::SYNCING,
         writing::LEADING,
         writing::VOTING,
         writing::SWEEPING,

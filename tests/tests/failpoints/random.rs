@@ -17,6 +17,8 @@ use super::{Cluster, Point, arm, birth, end_of, snapshots, writing};
 const TABLES: &[&[Point]] = &[
     birth::BEING_BORN,
     writing::FOLLOWING,
+    writing::STORING,
+    writing::SYNCING,
     writing::VOTING,
     snapshots::CUTTING,
     snapshots::KEEPING,

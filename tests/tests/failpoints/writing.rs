@@ -1,7 +1,7 @@
 //! A member ends at each step of a write, of an election and of an orderly stop.
 
 use kvd::resp::Reply;
-use kvd_tests::{Client, alone, until};
+use kvd_tests::{Client, alone, info_of, until};
 
 use super::{Cluster, Point, Writes, arm, ends_at};
 
@@ -13,22 +13,24 @@ pub(super) const FOLLOWING: &[Point] = &[
     ("apply_before", 7),
     ("apply_visible", 7),
     ("apply_after", 7),
+];
+
+/// Steps of giving the engine what is applied.
+pub(super) const STORING: &[Point] = &[
     ("store_taken", 2),
     ("engine_write_before", 2),
     ("engine_write_after", 2),
     ("store_dropped", 2),
-    ("engine_sync_before", 1),
-    ("engine_sync_after", 1),
 ];
+
+/// Steps of making it durable.
+pub(super) const SYNCING: &[Point] = &[("engine_sync_before", 1), ("engine_sync_after", 1)];
 
 /// Steps of the member that leads.
 pub(super) const LEADING: &[Point] = &[
     ("log_append_before", 20),
     ("log_append_begun", 20),
     ("log_append_after", 20),
-    ("store_taken", 3),
-    ("engine_write_after", 3),
-    ("store_dropped", 3),
     ("apply_visible", 20),
 ];
 
@@ -59,19 +61,36 @@ pub(super) const STOPPING: &[Point] = &[
     ("stop_after", 0),
 ];
 
+/// The member that ends, and one that does not.
+struct Scene {
+    n: usize,
+    own: String,
+    other: String,
+}
+
+impl Scene {
+    /// Waits until the one that ends says 0 of this, or has ended. While more comes, its engine gets
+    /// nothing for a long time.
+    fn rests(&self, field: &str) {
+        until(field, || {
+            info_of(&self.own, field).is_none_or(|left| left == "0")
+        });
+    }
+}
+
 /// A member that follows ends while `go_on` happens, and comes back.
-fn follower_ends(
-    cluster: &mut Cluster,
-    point: Point,
-    mut go_on: impl FnMut(usize, &mut Writes, &str),
-) {
+fn follower_ends(cluster: &mut Cluster, point: Point, mut go_on: impl FnMut(&Scene, &mut Writes)) {
     let n = cluster.follower();
-    let other = cluster.beside(n);
+    let scene = Scene {
+        n,
+        own: cluster.nodes[n].addr(),
+        other: cluster.beside(n),
+    };
     cluster.nodes[n].kill();
     arm(&mut cluster.nodes[n], point);
     cluster.nodes[n].spawn();
     let Cluster { nodes, writes, .. } = cluster;
-    ends_at(&mut nodes[n], point, || go_on(n, writes, &other));
+    ends_at(&mut nodes[n], point, || go_on(&scene, writes));
     nodes[n].start();
     cluster.check(point.0);
 }
@@ -82,29 +101,52 @@ fn a_member_ends_at_each_step_of_a_write() {
     let temp = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::of_redb(temp.path());
     for point in FOLLOWING {
-        follower_ends(&mut cluster, *point, |_, writes, other| writes.some(other));
+        follower_ends(&mut cluster, *point, |scene, writes| {
+            writes.some(&scene.other);
+        });
     }
-    for point in LEADING {
+    for point in STORING {
+        follower_ends(&mut cluster, *point, |scene, writes| {
+            writes.some(&scene.other);
+            scene.rests("backend_waiting_changes");
+        });
+    }
+    for point in SYNCING {
+        follower_ends(&mut cluster, *point, |scene, writes| {
+            writes.some(&scene.other);
+            scene.rests("backend_durable_behind");
+        });
+    }
+    for point in LEADING.iter().chain(STORING) {
         let n = cluster.follower();
         cluster.restart_armed(n, *point);
         cluster.let_lead(n);
-        let other = cluster.beside(n);
+        let scene = Scene {
+            n,
+            own: cluster.nodes[n].addr(),
+            other: cluster.beside(n),
+        };
         let Cluster { nodes, writes, .. } = &mut cluster;
-        ends_at(&mut nodes[n], *point, || writes.some(&other));
+        ends_at(&mut nodes[n], *point, || {
+            writes.some(&scene.other);
+            if STORING.contains(point) {
+                scene.rests("backend_waiting_changes");
+            }
+        });
         nodes[n].start();
         cluster.check(point.0);
     }
     let large = "x".repeat(3 << 20);
     for point in CHUNK_CLOSED {
-        follower_ends(&mut cluster, *point, |_, writes, other| {
-            let mut client = Client::connect(other).unwrap();
+        follower_ends(&mut cluster, *point, |scene, writes| {
+            let mut client = Client::connect(&scene.other).unwrap();
             writes.one(&mut client, &large);
         });
     }
     for point in SWEEPING {
-        follower_ends(&mut cluster, *point, |_, writes, other| {
-            writes.some(other);
-            let mut client = Client::connect(other).unwrap();
+        follower_ends(&mut cluster, *point, |scene, writes| {
+            writes.some(&scene.other);
+            let mut client = Client::connect(&scene.other).unwrap();
             assert_eq!(client.call(&["FLUSHALL"]), Reply::Ok);
             writes.acknowledged.clear();
         });
@@ -117,10 +159,10 @@ fn a_member_ends_at_each_step_of_an_election_and_of_a_stop() {
     let temp = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::of_redb(temp.path());
     for point in VOTING {
-        follower_ends(&mut cluster, *point, |n, writes, other| {
-            writes.some(other);
-            let command = ["RAFT.TRANSFER_LEADER", &format!("node{n}")];
-            let asked = Client::connect(other);
+        follower_ends(&mut cluster, *point, |scene, writes| {
+            writes.some(&scene.other);
+            let command = ["RAFT.TRANSFER_LEADER", &format!("node{}", scene.n)];
+            let asked = Client::connect(&scene.other);
             // It may have no answer, when the one who would lead has ended.
             drop(asked.and_then(|mut asked| asked.try_call(&command)));
         });
