@@ -7,8 +7,8 @@
 //! Where they are not, because clients take their time, waiting is given up for so many entries,
 //! and for twice as many each time.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -71,7 +71,7 @@ impl Gathering {
         self.rhythm().waited(came, Instant::now());
     }
 
-    fn rhythm(&self) -> std::sync::MutexGuard<'_, Rhythm> {
+    fn rhythm(&self) -> MutexGuard<'_, Rhythm> {
         self.rhythm.lock().expect("no panic while held")
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! One queue takes the groups of all connections. Where this node leads, all that waits becomes one
 //! entry, up to the limits below; until it is committed, the next gathers, and a little longer where
-//! more are about to come (see [`gather`](super::gather)). Where another node leads, all that waits is forwarded to it in one request, together with the term it must
-//! still lead. Where nobody leads, groups are held for a bounded time.
+//! more are about to come (see [`gather`](super::gather)). Where another node leads, all that waits
+//! is forwarded to it in one request, together with the term it must still lead. Where nobody leads,
+//! groups are held for a bounded time.
 //!
 //! What became of a group is known in three ways only: the entry that carries it was applied here
 //! or answered by the leader (done); it was refused before it was appended (so it may be proposed

@@ -69,6 +69,14 @@ struct Scene {
 }
 
 impl Scene {
+    fn of(cluster: &Cluster, n: usize) -> Self {
+        Scene {
+            n,
+            own: cluster.nodes[n].addr(),
+            other: cluster.beside(n),
+        }
+    }
+
     /// Waits until the one that ends says 0 of this, or has ended. While more comes, its engine gets
     /// nothing for a long time.
     fn rests(&self, field: &str) {
@@ -81,11 +89,7 @@ impl Scene {
 /// A member that follows ends while `go_on` happens, and comes back.
 fn follower_ends(cluster: &mut Cluster, point: Point, mut go_on: impl FnMut(&Scene, &mut Writes)) {
     let n = cluster.follower();
-    let scene = Scene {
-        n,
-        own: cluster.nodes[n].addr(),
-        other: cluster.beside(n),
-    };
+    let scene = Scene::of(cluster, n);
     cluster.nodes[n].kill();
     arm(&mut cluster.nodes[n], point);
     cluster.nodes[n].spawn();
@@ -121,11 +125,7 @@ fn a_member_ends_at_each_step_of_a_write() {
         let n = cluster.follower();
         cluster.restart_armed(n, *point);
         cluster.let_lead(n);
-        let scene = Scene {
-            n,
-            own: cluster.nodes[n].addr(),
-            other: cluster.beside(n),
-        };
+        let scene = Scene::of(&cluster, n);
         let Cluster { nodes, writes, .. } = &mut cluster;
         ends_at(&mut nodes[n], *point, || {
             writes.some(&scene.other);
